@@ -1,0 +1,49 @@
+# One environment (.venv, exact versions from constraints.txt) and the commands that people run.
+PYTHON ?= python3
+MODEL  ?= koala-lightning-700m
+OUT    ?= bundles/$(notdir $(MODEL))
+PROMPT ?= a koala asleep in a eucalyptus tree
+ARGS   ?=
+# TensorRT is installed where there is an NVIDIA driver to build with.
+EXTRAS ?= export,rtx,dev$(if $(shell command -v nvidia-smi 2>/dev/null),$(comma)tensorrt)
+
+comma := ,
+BIN   := .venv/bin
+READY := .venv/ready
+
+.PHONY: help image engines test test-full check clean
+.DEFAULT_GOAL := help
+
+help: ## Show this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1|/' | awk -F'|' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt -e '.[$(EXTRAS)]'
+	$(BIN)/pip install --quiet --no-deps -c constraints.txt open_clip_torch
+	@touch $(READY)
+
+image: $(READY) ## Draw a picture: make image PROMPT="..." (a small random-weight checkpoint: colours, not koalas)
+	@test -d build/checkpoint/unet || $(BIN)/python -W ignore -m tests.support.checkpoints koala-700m-like build/checkpoint
+	$(BIN)/koala export build/checkpoint build/bundle --height 256 --width 256 --precision fp32 --steps 10
+	$(BIN)/koala engines build/bundle --target cpu
+	$(BIN)/koala run build/bundle "$(PROMPT)" --seed 0 --output koala.png
+
+engines: $(READY) ## Build for this machine: make engines MODEL=... OUT=... [ARGS="--batch 2"]
+	$(BIN)/koala export $(MODEL) $(OUT) $(ARGS)
+	$(BIN)/koala engines $(OUT)
+
+test: $(READY) ## Run the tests (minutes, no GPU needed)
+	$(BIN)/python -m pytest -m "not full"
+
+test-full: $(READY) ## Run the slow tests too: full-size checkpoints, many kills (needs 24 GB of memory, 40 GB of disk)
+	$(BIN)/python -m pytest -m full
+
+check: $(READY) ## Lint, types, import rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean: ## Remove what was built, and the environment
+	rm -rf .venv build bundles koala.png .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,138 @@
+"""All plans of a bundle for one target: decide, build beside, swap in.
+
+A build that is killed keeps its finished plans and goes on after them; one that fails leaves the old engines.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+from filelock import FileLock
+
+from koala_runtime.contract.codec import to_json
+from koala_runtime.contract.errors import ArgumentError, KoalaError
+from koala_runtime.contract.files import FileEntry, Staging, check_files, prepare_output, restore, write_json
+from koala_runtime.contract.manifest import (
+    ENGINE_RECORD,
+    SCHEMA_VERSION,
+    EngineKey,
+    EngineRecord,
+    Manifest,
+    Plan,
+    engine_folder,
+    read_engine_record,
+    read_manifest,
+)
+
+Report = Callable[[str], None]
+Progress = Callable[[str, float], None]
+"""Called with what is being built and how much of it is done, from 0 to 1."""
+
+TARGETS = ("tensorrt", "rtx", "cpu")
+
+
+@dataclass(frozen=True)
+class Options:
+    """``compute_capabilities`` as in "8.9" (rtx; empty: all it supports), ``optimization_level`` 0 to 5."""
+
+    compute_capabilities: tuple[str, ...] = ()
+    optimization_level: int | None = None
+
+
+def build_engines(
+    bundle: Path,
+    target: str,
+    options: Options | None = None,
+    report: Report = lambda _: None,
+    progress: Progress = lambda _, __: None,
+) -> bool:
+    """Build the plans of ``bundle`` for ``target``; False if they are there already, built from the same.
+
+    Raises InputError for what the caller can mend and BuildError if the compiler refuses a component.
+    """
+    options = options or Options()
+    compiler = _compiler(target)
+    restore(bundle)
+    manifest = read_manifest(bundle)
+    key: EngineKey = compiler.engine_key(target, manifest, options)
+    with prepare_output(engine_folder(bundle, target), FileLock):
+        reasons = _reasons(bundle, target, key)
+        if not reasons:
+            return False
+        report(f"{target}: building with {key.compiler} {key.compiler_version}: {'; '.join(reasons)}")
+        onnx_files = {path: manifest.files[path] for path in key.onnx}
+        check_files(bundle, onnx_files, f"export the bundle again with `koala export SOURCE {bundle}`")
+        digest = hashlib.sha256(json.dumps(to_json(key), sort_keys=True).encode()).hexdigest()
+        staging = Staging(engine_folder(bundle, target), digest)
+        try:
+            _write(staging, bundle, target, manifest, key, options, report, progress)
+        except (KoalaError, OSError):
+            staging.discard()
+            raise
+        staging.commit()
+    return True
+
+
+def _compiler(target: str) -> ModuleType:
+    """The module that builds for ``target``: ``engine_key(target, manifest, options)`` and ``build_plan(...)``."""
+    if target == "cpu":
+        from koala_engines import cpu
+
+        return cpu
+    if target in TARGETS:
+        from koala_engines import tensorrt
+
+        return tensorrt
+    raise ArgumentError("--target", expected=" or ".join(TARGETS), found=repr(target), mend="pass one of these")
+
+
+def _reasons(bundle: Path, target: str, key: EngineKey) -> list[str]:
+    if not engine_folder(bundle, target).exists():
+        return ["there are none yet"]
+    try:
+        old = read_engine_record(bundle, target)
+    except KoalaError as error:
+        return [str(error)]
+    sizes = {engine_folder(bundle, target) / name: entry.size for name, entry in old.files.items()}
+    cut = any(not path.is_file() or path.stat().st_size != size for path, size in sizes.items())
+    return [*key.changes_since(old.key), *(["plans are missing or cut short"] if cut else [])]
+
+
+def _write(
+    staging: Staging,
+    bundle: Path,
+    target: str,
+    manifest: Manifest,
+    key: EngineKey,
+    options: Options,
+    report: Report,
+    progress: Progress,
+) -> None:
+    plans: dict[str, Plan] = {}
+    files: dict[str, FileEntry] = {}
+    for entry in manifest.components:
+        done = staging.finished(entry.name)
+        if done:
+            report(f"{target}: {entry.name}: finished before, kept")
+        else:
+            started = time.monotonic()
+            paths = _compiler(target).build_plan(
+                target,
+                entry.name,
+                bundle / entry.files[0],
+                staging.folder,
+                options,
+                lambda fraction, name=entry.name: progress(f"{target}: {name}", fraction),
+            )
+            done = staging.finish(entry.name, paths, build_seconds=f"{time.monotonic() - started:.1f}")
+            size = sum(file.size for file in done.files.values())
+            report(f"{target}: {entry.name}: built in {done.facts['build_seconds']} s, {size / 1e6:,.1f} MB")
+        plans[entry.name] = Plan(tuple(done.files), float(done.facts["build_seconds"]))
+        files |= done.files
+    write_json(staging.folder / ENGINE_RECORD, EngineRecord(SCHEMA_VERSION, target, key, plans, files))

@@ -1,0 +1,189 @@
+"""A bundle, written whole: every component, the tokenizers and the manifest, then one rename.
+
+An export that is killed keeps its finished components and goes on after them; one that fails leaves nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from filelock import FileLock
+
+from koala_export.checkpoint import Checkpoint
+from koala_export.source import open_source
+from koala_runtime.contract.codec import to_json
+from koala_runtime.contract.errors import ArgumentError, BundleError, KoalaError
+from koala_runtime.contract.files import FileEntry, Staging, prepare_output, write_json
+from koala_runtime.contract.io import Component, components
+from koala_runtime.contract.manifest import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    TOKENIZERS,
+    ComponentEntry,
+    Manifest,
+    Origin,
+    read_manifest,
+)
+from koala_runtime.contract.spec import (
+    TIMESTEP_SPACINGS,
+    ModelSpec,
+    Profile,
+    Sampling,
+    check_profile,
+    read_spec,
+)
+
+# diffusers' own defaults of StableDiffusionXLPipeline.__call__, for a checkpoint that recommends nothing.
+DIFFUSERS_DEFAULTS = Sampling(num_inference_steps=50, guidance_scale=5.0)
+_TOOLS = ("koala-trt", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the command line offers. None: as the model card or the checkpoint says."""
+
+    height: int = 1024
+    width: int = 1024
+    batch: int = 1
+    precision: str = "fp16"
+    cfg: bool | None = None
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    timestep_spacing: str | None = None
+    random_weights: bool = False
+    gate: bool = True
+
+
+def export_bundle(source: str, bundle: Path, options: Options | None = None, report: Report = lambda _: None) -> bool:
+    """Export ``source`` to the folder ``bundle``; False if it was there already, made from the same.
+
+    ``report`` gets a line per piece of work. Raises InputError for what the caller can mend, GateError and BuildError
+    if a component does not convert; the bundle is then absent or as it was.
+    """
+    options = options or Options()
+    checkpoint = open_source(source, random_weights=options.random_weights, precision=options.precision)
+    spec, profile, sampling = _settle(checkpoint, options)
+    origin = Origin(checkpoint.digest(), {tool: version(tool) for tool in _TOOLS})
+    gate = "passed" if options.gate else "skipped"
+    manifest = Manifest(SCHEMA_VERSION, origin, gate, spec, profile, sampling, (), {})
+    with prepare_output(bundle, FileLock):
+        reasons = _changes(bundle, manifest)
+        if not reasons:
+            return False
+        report(f"exporting: {'; '.join(reasons)}")
+        key = hashlib.sha256(json.dumps(to_json(manifest), sort_keys=True).encode()).hexdigest()
+        staging = Staging(bundle, key)
+        try:
+            _write(staging, checkpoint, manifest, options.gate, report)
+        except (KoalaError, OSError):
+            staging.discard()
+            raise
+        staging.commit()
+    return True
+
+
+def _settle(checkpoint: Checkpoint, options: Options) -> tuple[ModelSpec, Profile, Sampling]:
+    """Decide what is compiled: flags first, then the model card, then the checkpoint's own files."""
+    spec = read_spec(checkpoint.configs)
+    preset = checkpoint.preset
+    spacing = options.timestep_spacing or (preset.timestep_spacing if preset else spec.scheduler.timestep_spacing)
+    if spacing not in TIMESTEP_SPACINGS:
+        raise ArgumentError(
+            "--timestep-spacing",
+            expected=" or ".join(TIMESTEP_SPACINGS),
+            found=repr(spacing),
+            mend="pass trailing for KOALA-Lightning, leading for KOALA",
+        )
+    spec = replace(spec, scheduler=replace(spec.scheduler, timestep_spacing=spacing))
+    default = Sampling(preset.num_inference_steps, preset.guidance_scale) if preset else DIFFUSERS_DEFAULTS
+    guidance = default.guidance_scale if options.guidance_scale is None else options.guidance_scale
+    cfg = guidance > 1 if options.cfg is None else options.cfg
+    if not cfg and options.guidance_scale is not None and guidance > 1:
+        raise ArgumentError(
+            "--guidance-scale",
+            expected="1 or less together with --no-cfg",
+            found=f"{guidance:g}",
+            mend="drop one of them",
+        )
+    steps = options.num_inference_steps or default.num_inference_steps
+    profile = Profile(options.height, options.width, options.batch, options.precision, cfg)
+    check_profile(profile, spec)
+    return spec, profile, Sampling(steps, guidance if cfg else min(guidance, 1.0))
+
+
+def _changes(bundle: Path, wanted: Manifest) -> list[str]:
+    """Return why ``bundle`` has to be written; empty if it holds what is wanted."""
+    if not bundle.exists():
+        return ["there is no bundle yet"]
+    if bundle.is_dir() and not any(bundle.iterdir()):
+        return ["the folder is empty"]
+    if not (bundle / MANIFEST).is_file():
+        raise BundleError(
+            str(bundle),
+            expected="a bundle, or a path that is free",
+            found="something else" if bundle.is_dir() else "a file",
+            mend="choose another path; nothing was written",
+        )
+    try:
+        old = read_manifest(bundle)
+    except BundleError as error:
+        return [str(error)]
+    reasons = []
+    for name in ("origin", "gate", "spec", "profile", "sampling"):
+        before, now = getattr(old, name), getattr(wanted, name)
+        if before != now and not (name == "gate" and before == "passed"):
+            reasons.append(f"{name} changed")
+    sizes = {path: bundle / path for path in old.files}
+    if any(not path.is_file() or path.stat().st_size != old.files[name].size for name, path in sizes.items()):
+        reasons.append("files are missing or cut short")
+    return reasons
+
+
+def _write(staging: Staging, checkpoint: Checkpoint, manifest: Manifest, gate: bool, report: Report) -> None:
+    files: dict[str, FileEntry] = {}
+    entries = []
+    (staging.folder / "onnx").mkdir(exist_ok=True)
+    for component in components(manifest.spec, manifest.profile):
+        done = staging.finished(component.name)
+        if done:
+            report(f"{component.name}: finished before, kept")
+        else:
+            paths = _export_component(component, staging.folder / "onnx", checkpoint, manifest, gate, report)
+            done = staging.finish(component.name, paths)
+        entries.append(ComponentEntry(component.name, component.inputs, component.outputs, tuple(done.files)))
+        files |= done.files
+    paths = []
+    for name in TOKENIZERS:
+        path = staging.folder / name / "tokenizer.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(checkpoint.tokenizer(name))
+        paths.append(path)
+    files |= staging.finish("tokenizers", paths).files
+    write_json(staging.folder / MANIFEST, replace(manifest, components=tuple(entries), files=files))
+
+
+def _export_component(
+    component: Component, folder: Path, checkpoint: Checkpoint, manifest: Manifest, gate: bool, report: Report
+) -> list[Path]:
+    from koala_export.gate import check_component
+    from koala_export.modules import build_module
+    from koala_export.trace import export_onnx
+
+    report(f"{component.name}: loading")
+    module = build_module(component.name, checkpoint, manifest.spec, manifest.profile)
+    report(f"{component.name}: tracing")
+    with torch.no_grad():
+        paths = export_onnx(module, component, folder / f"{component.name}.onnx")
+    if gate:
+        report(f"{component.name}: comparing with PyTorch")
+        for output, agreement in check_component(module, component, paths[0], manifest.profile.precision).items():
+            report(f"{component.name}: {output} agrees with PyTorch ({agreement})")
+    return paths

@@ -1,0 +1,81 @@
+"""Does an exported component compute what PyTorch computes? Asked before the bundle is put into place.
+
+The reference is the same module in float32 with the same weights; ONNX Runtime runs the ONNX file as written.
+
+Bounds: float32 reorders sums, which for these networks moves outputs by about 1e-6 of their largest value; 1e-3
+leaves room for wide reductions. float16 rounds every tensor to 2^-11; over the square root of about 1,500
+operations in a row that is 2 % of the largest value where errors are independent, so 5 % is the bound. The cosine
+catches what a maximum forgives, such as a missing layer. A uint8 picture may round each pixel the other way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from koala_export.trace import example_inputs
+from koala_runtime.contract.errors import GateError
+from koala_runtime.contract.io import Component
+
+BOUNDS = {"fp32": (1e-3, 0.99999), "fp16": (5e-2, 0.999)}  # largest relative error, smallest cosine
+_SEED = 1  # not the one used to trace
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """``error``: largest difference over the reference's largest value; ``cosine``: similarity of all values."""
+
+    error: float
+    cosine: float
+
+    def __str__(self) -> str:
+        return f"largest error {self.error:.1e}, cosine {self.cosine:.6f}"
+
+
+def check_component(module: nn.Module, component: Component, path: Path, precision: str) -> dict[str, Agreement]:
+    """Compare the ONNX file at ``path`` with ``module``, by output. Raises GateError.
+
+    Converts ``module`` to float32 in place, so that only one copy of the weights is held.
+    """
+    inputs = example_inputs(component, _SEED)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    results = session.run(
+        [tensor.name for tensor in component.outputs], {name: value.numpy() for name, value in inputs.items()}
+    )
+    del session
+    with torch.no_grad():
+        module.float()
+        outputs = module(**{n: v.float() if v.is_floating_point() else v for n, v in inputs.items()})
+    references = outputs if isinstance(outputs, tuple) else (outputs,)
+    agreements = {}
+    for tensor, reference, result in zip(component.outputs, references, results, strict=True):
+        agreement = compare(reference.numpy(), result)
+        largest, cosine = BOUNDS[precision]
+        allowance = 1 / 255 if tensor.dtype == "uint8" else 0.0
+        if not (agreement.error <= largest + allowance and agreement.cosine >= cosine):
+            raise GateError(
+                f"{component.name}: {tensor.name}",
+                expected=f"PyTorch's values within {largest:g} of their largest and a cosine of {cosine:g}",
+                found=str(agreement),
+                mend="report the checkpoint, or export a dry run with --no-gate",
+            )
+        agreements[tensor.name] = agreement
+    return agreements
+
+
+def compare(reference: NDArray[np.generic], result: NDArray[np.generic]) -> Agreement:
+    """Return how far ``result`` is from ``reference``; NaN in either gives NaN, which passes no bound."""
+    wanted, got = reference.astype(np.float64).ravel(), result.astype(np.float64).ravel()
+    scale = float(np.abs(wanted).max()) or 1.0
+    norms = float(np.linalg.norm(wanted) * np.linalg.norm(got))
+    both_zero = not wanted.any() and not got.any()
+    cosine = 1.0 if both_zero else float(wanted @ got) / (norms or 1.0)
+    return Agreement(float(np.abs(wanted - got).max()) / scale, cosine)

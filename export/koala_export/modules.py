@@ -1,0 +1,130 @@
+"""The torch modules that are traced, one per component; their inputs and outputs are those of ``contract.io``.
+
+The models are the checkpoint's own, unchanged. What is added around them is what diffusers'
+StableDiffusionXLPipeline does on the host: choosing hidden states, classifier-free guidance, the sampler, pixels.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from koala_export.checkpoint import Checkpoint
+from koala_runtime.contract.spec import ModelSpec, Profile
+
+
+class TextEncoder(nn.Module):
+    """input_ids, prompt_mask -> hidden_states, the raw output of the last layer but one (no final norm)."""
+
+    def __init__(self, text_encoder: Any) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+
+    def forward(self, input_ids: Tensor, prompt_mask: Tensor) -> Tensor:
+        output = self.text_encoder(input_ids, output_hidden_states=True)
+        return _masked(output.hidden_states[-2], prompt_mask)
+
+
+class TextEncoder2(nn.Module):
+    """input_ids_2, prompt_mask -> hidden_states_2 as above, and text_embeds, the projected end-of-text state."""
+
+    def __init__(self, text_encoder: Any) -> None:
+        super().__init__()
+        self.text_encoder = text_encoder
+
+    def forward(self, input_ids_2: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.text_encoder(input_ids_2, output_hidden_states=True)
+        return _masked(output.hidden_states[-2], prompt_mask), _masked(output.text_embeds, prompt_mask)
+
+
+class Denoiser(nn.Module):
+    """One step of EulerDiscreteScheduler with batched guidance around the U-Net.
+
+    The sampler's arithmetic is float32 whatever the U-Net's precision. With x the latents and σ the noise level,
+    the U-Net sees x / sqrt(σ² + 1) and the step is x + d (σ_next - σ), where the derivative d = (x - x₀) / σ is the
+    prediction itself for epsilon, and x σ / (σ² + 1) + v / sqrt(σ² + 1) for v_prediction (from
+    x₀ = x / (σ² + 1) - v σ / sqrt(σ² + 1), diffusers' EulerDiscreteScheduler.step).
+    """
+
+    def __init__(self, unet: Any, prediction_type: str) -> None:
+        super().__init__()
+        self.unet = unet
+        self.prediction_type = prediction_type
+
+    def forward(
+        self,
+        latents: Tensor,
+        sigma: Tensor,
+        sigma_next: Tensor,
+        timestep: Tensor,
+        hidden_states: Tensor,
+        hidden_states_2: Tensor,
+        text_embeds: Tensor,
+        time_ids: Tensor,
+        guidance_scale: Tensor | None = None,
+    ) -> Tensor:
+        inverse_norm = torch.rsqrt(sigma * sigma + 1)
+        sample = latents * inverse_norm
+        if guidance_scale is not None:
+            sample = torch.cat([sample, sample])
+        prediction: Tensor = self.unet(
+            sample.to(self.unet.dtype),
+            timestep,
+            encoder_hidden_states=torch.cat([hidden_states, hidden_states_2], dim=-1),
+            # float32: the U-Net concatenates them with float32 sinusoids, and ONNX has no mixed Concat.
+            added_cond_kwargs={"text_embeds": text_embeds.float(), "time_ids": time_ids},
+            return_dict=False,
+        )[0].float()
+        if guidance_scale is not None:
+            negative, positive = prediction.chunk(2)
+            prediction = negative + guidance_scale * (positive - negative)
+        if self.prediction_type == "v_prediction":
+            prediction = (latents * sigma * inverse_norm + prediction) * inverse_norm
+        return latents + prediction * (sigma_next - sigma)
+
+
+class VAEDecoder(nn.Module):
+    """latents -> images, uint8 NHWC; decoded in float32 where the checkpoint asks for it (force_upcast)."""
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+        self.scaling_factor = float(vae.config.scaling_factor)
+        mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
+        normalised = mean is not None and std is not None
+        self.std: Tensor | float
+        self.mean: Tensor | float
+        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1) if normalised else torch.ones(()))
+        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1) if normalised else torch.zeros(()))
+        self.normalised = normalised
+
+    def forward(self, latents: Tensor) -> Tensor:
+        scaled = latents / self.scaling_factor
+        if self.normalised:
+            scaled = latents * (self.std / self.scaling_factor) + self.mean
+        pixels: Tensor = self.vae.decode(scaled.to(self.vae.dtype), return_dict=False)[0].float()
+        levels = (pixels * 0.5 + 0.5).clamp(0, 1) * 255
+        # The cast comes last: TensorRT takes uint8 at a network's edge only.
+        return levels.round().permute(0, 2, 3, 1).to(torch.uint8)
+
+
+def build_module(component: str, checkpoint: Checkpoint, spec: ModelSpec, profile: Profile) -> nn.Module:
+    """Load what ``component`` needs from the checkpoint and return its module, in evaluation mode."""
+    half = torch.float16 if profile.precision == "fp16" else torch.float32
+    if component == "denoiser":
+        return Denoiser(checkpoint.load("unet", half), spec.scheduler.prediction_type).eval()
+    if component == "vae_decoder":
+        return VAEDecoder(checkpoint.load("vae", torch.float32 if spec.vae.force_upcast else half)).eval()
+    encoder: Any = checkpoint.load(component, half)
+    if profile.precision == "fp32":
+        # In float32 TensorRT has no fused kernel for CLIP's masked attention; plain matrix products always build.
+        encoder.set_attn_implementation("eager")
+    return (TextEncoder if component == "text_encoder" else TextEncoder2)(encoder).eval()
+
+
+def _masked(states: Tensor, prompt_mask: Tensor) -> Tensor:
+    """Zero the rows whose mask is 0, as diffusers does for a negative prompt that is not given."""
+    keep = prompt_mask.reshape(-1, *[1] * (states.ndim - 1)) > 0
+    return torch.where(keep, states, torch.zeros((), dtype=states.dtype))

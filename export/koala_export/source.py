@@ -1,0 +1,81 @@
+"""From what the user names (a folder, a preset, a hub name) to a Checkpoint."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from koala_export.checkpoint import CONFIG_FILES, MODELS, Checkpoint, FolderCheckpoint
+from koala_export.presets import PRESETS
+from koala_export.random_weights import RandomCheckpoint
+from koala_runtime.contract.errors import ArgumentError, CheckpointError
+
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+_DOWNLOADED = (
+    *CONFIG_FILES.values(),
+    "tokenizer/*",
+    "tokenizer_2/*",
+    *(f"{model}/{stem}" for model in MODELS for stem in ("model*", "diffusion_pytorch_model*")),
+)
+_NOT_DOWNLOADED = ("*.bin", "*.msgpack", "*.onnx*", "*openvino*", "*.xml", "*.ckpt", "*flax*", "*non_ema*")
+
+
+def open_source(source: str, *, random_weights: bool, precision: str) -> Checkpoint:
+    """Return the checkpoint. Raises CheckpointError or ArgumentError if ``source`` names none."""
+    preset = PRESETS.get(source)
+    if random_weights:
+        if preset is None:
+            raise ArgumentError(
+                "--random-weights",
+                expected=f"a preset ({', '.join(PRESETS)})",
+                found=source,
+                mend="name a preset, or leave the flag out to export a checkpoint with its own weights",
+            )
+        return RandomCheckpoint(preset)
+    folder = Path(source)
+    if folder.is_dir():
+        return FolderCheckpoint(folder, precision)
+    if folder.exists():
+        raise CheckpointError(
+            source, expected="a checkpoint folder", found="a file", mend="pass a folder saved by diffusers"
+        )
+    if preset is not None and preset.hub_id is None:
+        raise CheckpointError(
+            source,
+            expected="a whole pipeline on the hub",
+            found="a preset that is published as a U-Net alone",
+            mend="save a folder with it and pass the folder, or add --random-weights for a dry run",
+        )
+    hub_name = preset.hub_id if preset is not None else source
+    if hub_name is not None and _HUB_NAME.fullmatch(hub_name):
+        known = next((known for known in PRESETS.values() if known.hub_id == hub_name), None)
+        return FolderCheckpoint(_download(hub_name, precision), precision, known)
+    raise CheckpointError(
+        source,
+        expected=f"a checkpoint folder, a hub name like etri-vilab/koala-lightning-700m, or a preset "
+        f"({', '.join(PRESETS)})",
+        found="none of these",
+        mend="check the spelling and the current folder",
+    )
+
+
+def _download(hub_name: str, precision: str) -> Path:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    # fp16 weights are half the download; the VAE of the KOALA repositories comes in one plain file only.
+    ignored = [*_NOT_DOWNLOADED]
+    try:
+        if precision == "fp16":
+            names = set(huggingface_hub.list_repo_files(hub_name))
+            ignored += [name.replace(".fp16.", ".") for name in names if name.endswith(".fp16.safetensors")]
+        return Path(
+            huggingface_hub.snapshot_download(hub_name, allow_patterns=list(_DOWNLOADED), ignore_patterns=ignored)
+        )
+    except RepositoryNotFoundError:
+        found = "no such repository, or no access to it"
+        mend = "check the name; for a gated one log in with `hf auth login`"
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        found = f"no download ({type(error).__name__})"
+        mend = "check the network, pass a local folder, or add --random-weights to a preset's name for a dry run"
+    raise CheckpointError(f"hub repository {hub_name}", expected="a checkpoint", found=found, mend=mend)

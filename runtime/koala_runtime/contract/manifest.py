@@ -1,0 +1,167 @@
+"""manifest.json: what a bundle is, and engines/<target>/engine.json: what its engines were built from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from koala_runtime.contract.codec import CodecError, from_json
+from koala_runtime.contract.errors import BundleError, TargetError
+from koala_runtime.contract.files import FileEntry
+from koala_runtime.contract.gpu import GPU
+from koala_runtime.contract.io import IOTensor
+from koala_runtime.contract.spec import ModelSpec, Profile, Sampling
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+ENGINE_RECORD = "engine.json"
+TOKENIZERS = ("tokenizer", "tokenizer_2")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ComponentEntry:
+    """A component in a bundle: its I/O table and its files, the ONNX graph first, then its external data."""
+
+    name: str
+    inputs: tuple[IOTensor, ...]
+    outputs: tuple[IOTensor, ...]
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a bundle was exported from: digest of the checkpoint's files, and the versions of what converted it."""
+
+    checkpoint: str
+    tools: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole of manifest.json. ``gate`` is ``passed``, or ``skipped`` where the exporter was told so."""
+
+    schema_version: int
+    origin: Origin
+    gate: str
+    spec: ModelSpec
+    profile: Profile
+    sampling: Sampling
+    components: tuple[ComponentEntry, ...]
+    files: dict[str, FileEntry]
+
+    def component(self, name: str) -> ComponentEntry:
+        """Return the entry called ``name``."""
+        return next(entry for entry in self.components if entry.name == name)
+
+    def onnx_digests(self) -> dict[str, str]:
+        """SHA-256 by path of every ONNX file, external data included."""
+        return {path: self.files[path].sha256 for entry in self.components for path in entry.files}
+
+
+@dataclass(frozen=True)
+class EngineKey:
+    """Everything that decides whether engines are still right; any difference means a rebuild.
+
+    ``gpu`` is None for engines that run on more than the machine that built them; ``onnx`` maps path to SHA-256.
+    """
+
+    compiler: str
+    compiler_version: str
+    platform: str
+    gpu: GPU | None
+    options: dict[str, str]
+    onnx: dict[str, str]
+
+    def changes_since(self, old: EngineKey) -> list[str]:
+        """Return in plain words what differs from ``old``; empty if the engines can stay."""
+        reasons = []
+        if (old.compiler, old.compiler_version) != (self.compiler, self.compiler_version):
+            reasons.append(f"{old.compiler} {old.compiler_version} -> {self.compiler} {self.compiler_version}")
+        if old.platform != self.platform:
+            reasons.append(f"{old.platform} -> {self.platform}")
+        if old.gpu != self.gpu:
+            reasons.append(f"{old.gpu or 'any GPU'} -> {self.gpu or 'any GPU'}")
+        for option in sorted(old.options.keys() | self.options.keys()):
+            before, now = old.options.get(option, "unset"), self.options.get(option, "unset")
+            if before != now:
+                reasons.append(f"{option} {before} -> {now}")
+        changed = sorted(
+            path for path in old.onnx.keys() | self.onnx.keys() if old.onnx.get(path) != self.onnx.get(path)
+        )
+        if changed:
+            reasons.append(f"ONNX changed ({', '.join(changed)})")
+        return reasons
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One built component: its file first, then any external data, and how long the compiler took."""
+
+    files: tuple[str, ...]
+    build_seconds: float
+
+
+@dataclass(frozen=True)
+class EngineRecord:
+    """The whole of engine.json; file names are relative to its folder."""
+
+    schema_version: int
+    target: str
+    key: EngineKey
+    plans: dict[str, Plan]
+    files: dict[str, FileEntry]
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """Read ``bundle/manifest.json``. Raises BundleError if it is missing, damaged or of another schema."""
+    if bundle.exists() and not bundle.is_dir():
+        raise BundleError(
+            str(bundle), expected="a bundle folder", found="a file", mend="pass the folder that `koala export` wrote"
+        )
+    path = bundle / MANIFEST
+    if not path.is_file():
+        raise BundleError(
+            str(path),
+            expected="the manifest of a bundle",
+            found="no file" if bundle.is_dir() else "no folder",
+            mend="make the bundle with `koala export SOURCE BUNDLE`",
+        )
+    return _read(Manifest, path, "export the bundle again with `koala export SOURCE BUNDLE`")
+
+
+def engine_folder(bundle: Path, target: str) -> Path:
+    """Where the engines for ``target`` live."""
+    return bundle / "engines" / target
+
+
+def read_engine_record(bundle: Path, target: str) -> EngineRecord:
+    """Read ``engine.json`` of a target. Raises TargetError if there are no engines for it, BundleError if damaged."""
+    path = engine_folder(bundle, target) / ENGINE_RECORD
+    mend = f"build them with `koala engines {bundle} --target {target}`"
+    if not path.is_file():
+        raise TargetError(f"target {target} of {bundle}", expected="built engines", found="none", mend=mend)
+    return _read(EngineRecord, path, mend)
+
+
+def _read(cls: type[T], path: Path, mend: str) -> T:
+    try:
+        data = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise BundleError(str(path), expected="JSON", found=f"a file that ends in error ({error})", mend=mend) from None
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        newer = isinstance(version, int) and version > SCHEMA_VERSION
+        raise BundleError(
+            f"{path}: schema_version",
+            expected=str(SCHEMA_VERSION),
+            found=str(version),
+            mend="upgrade koala-trt, which is older than the bundle" if newer else mend,
+        )
+    try:
+        return from_json(cls, data)
+    except CodecError as error:
+        raise BundleError(f"{path}: {error.field}", expected=error.expected, found=error.found, mend=mend) from None

@@ -1,0 +1,198 @@
+"""Random-weight checkpoints of several SDXL shapes, saved by diffusers itself, with the real CLIP vocabulary.
+
+``python -m tests.support.checkpoints SHAPE FOLDER`` writes one; the tests make them through ``save_checkpoint``.
+Small enough that a picture takes a fraction of a second, and laid out like the real ones.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a small checkpoint; the names of the fields are diffusers' own where it has them."""
+
+    mid_block_type: str | None = None
+    layers_per_block: int = 1
+    transformer_layers_per_block: tuple[int, ...] = (1, 1, 2)
+    block_out_channels: tuple[int, ...] = (32, 64, 128)
+    attention_head_dim: tuple[int, ...] = (1, 2, 4)
+    hidden_sizes: tuple[int, int] = (32, 64)
+    addition_time_embed_dim: int = 32
+    vae_channels: tuple[int, ...] = (16, 16, 32, 32)
+    scheduler: dict[str, Any] = field(default_factory=dict)
+    force_zeros: bool = True
+    force_upcast: bool = False
+
+
+SHAPES = {
+    "koala-700m-like": Shape(scheduler={"timestep_spacing": "trailing"}),
+    "koala-1b-like": Shape(
+        mid_block_type="UNetMidBlock2DCrossAttn", scheduler={"timestep_spacing": "leading"}
+    ),
+    "sdxl-like": Shape(
+        mid_block_type="UNetMidBlock2DCrossAttn",
+        layers_per_block=2,
+        scheduler={"timestep_spacing": "linspace", "interpolation_type": "log_linear"},
+        force_zeros=False,
+        force_upcast=True,
+    ),
+    "other-widths": Shape(
+        block_out_channels=(48, 80, 96),
+        attention_head_dim=(3, 5, 2),
+        hidden_sizes=(48, 40),
+        addition_time_embed_dim=16,
+        transformer_layers_per_block=(1, 2, 1),
+        scheduler={
+            "prediction_type": "v_prediction",
+            "timestep_spacing": "trailing",
+            "beta_schedule": "linear",
+        },
+    ),
+}
+SCHEDULER = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+}
+
+
+def save_checkpoint(shape: Shape, folder: Path, *, fp16: bool = False) -> Path:
+    """Write ``shape`` to ``folder`` as diffusers lays it out; with ``fp16`` also (only) the half-precision files."""
+    import torch
+    from diffusers import (
+        AutoencoderKL,
+        EulerDiscreteScheduler,
+        StableDiffusionXLPipeline,
+        UNet2DConditionModel,
+    )
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    torch.manual_seed(0)
+    first, second = shape.hidden_sizes
+    pipeline = StableDiffusionXLPipeline(
+        vae=AutoencoderKL(
+            down_block_types=["DownEncoderBlock2D"] * 4,
+            up_block_types=["UpDecoderBlock2D"] * 4,
+            block_out_channels=list(shape.vae_channels),
+            norm_num_groups=8,
+            scaling_factor=0.13025,
+            sample_size=128,
+            force_upcast=shape.force_upcast,
+        ),
+        text_encoder=CLIPTextModel(CLIPTextConfig(**_text_config(first, "quick_gelu"))),
+        text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**_text_config(second, "gelu"))),
+        tokenizer=None,
+        tokenizer_2=None,
+        unet=UNet2DConditionModel(
+            sample_size=16,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+            mid_block_type=shape.mid_block_type,
+            layers_per_block=shape.layers_per_block,
+            transformer_layers_per_block=list(shape.transformer_layers_per_block),
+            block_out_channels=shape.block_out_channels,
+            attention_head_dim=shape.attention_head_dim,
+            cross_attention_dim=first + second,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=shape.addition_time_embed_dim,
+            projection_class_embeddings_input_dim=second + 6 * shape.addition_time_embed_dim,
+            use_linear_projection=True,
+            norm_num_groups=8,
+        ),
+        scheduler=EulerDiscreteScheduler(**(SCHEDULER | shape.scheduler)),
+        force_zeros_for_empty_prompt=shape.force_zeros,
+        add_watermarker=False,
+    )
+    if fp16:
+        pipeline.to(torch.float16).save_pretrained(folder, variant="fp16")
+    else:
+        pipeline.save_pretrained(folder)
+    save_tokenizers(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {name: ["transformers", "CLIPTokenizer"] for name in ("tokenizer", "tokenizer_2")}
+    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
+    return folder
+
+
+def save_tokenizers(folder: Path) -> None:
+    """Write both tokenizers as the Hugging Face repositories hold them: vocab.json, merges.txt and two configs."""
+    merges = _clip_merges()
+    characters = _byte_characters()
+    tokens = [
+        *characters,
+        *(c + "</w>" for c in characters),
+        *("".join(line.split()) for line in merges),
+    ]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    vocab = json.dumps({token: index for index, token in enumerate(tokens)}, ensure_ascii=False)
+    for name, pad in (("tokenizer", "<|endoftext|>"), ("tokenizer_2", "!")):
+        place = folder / name
+        place.mkdir(parents=True, exist_ok=True)
+        (place / "vocab.json").write_text(vocab, encoding="utf-8")
+        (place / "merges.txt").write_text(
+            "\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8"
+        )
+        special = {
+            "bos_token": "<|startoftext|>",
+            "eos_token": "<|endoftext|>",
+            "unk_token": "<|endoftext|>",
+        }
+        special["pad_token"] = pad
+        config = special | {
+            "model_max_length": 77,
+            "tokenizer_class": "CLIPTokenizer",
+            "do_lower_case": True,
+        }
+        (place / "special_tokens_map.json").write_text(json.dumps(special))
+        (place / "tokenizer_config.json").write_text(json.dumps(config))
+
+
+def _text_config(hidden_size: int, activation: str) -> dict[str, Any]:
+    # eos_token_id 2 is what SDXL's configs say; CLIP then takes the pooled state at the largest id.
+    return {
+        "vocab_size": 49408,
+        "hidden_size": hidden_size,
+        "intermediate_size": 2 * hidden_size,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "projection_dim": hidden_size,
+        "hidden_act": activation,
+        "bos_token_id": 0,
+        "pad_token_id": 1,
+        "eos_token_id": 2,
+    }
+
+
+def _clip_merges() -> list[str]:
+    """The 48,894 merges of OpenAI's CLIP, from the installed open_clip package (found without importing it)."""
+    spec = find_spec("open_clip")
+    if spec is None or not spec.submodule_search_locations:
+        raise RuntimeError(
+            "open_clip is not installed; `make` installs it without its dependencies"
+        )
+    packed = Path(spec.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
+    return gzip.decompress(packed.read_bytes()).decode("utf-8").split("\n")[1:48895]
+
+
+def _byte_characters() -> list[str]:
+    """GPT-2's printable stand-in for each byte, in CLIP's order: the printable ones first."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    others = [byte for byte in range(256) if byte not in printable]
+    return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(others))]
+
+
+if __name__ == "__main__":
+    save_checkpoint(SHAPES[sys.argv[1]], Path(sys.argv[2]))
