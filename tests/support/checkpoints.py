@@ -34,9 +34,7 @@ class Shape:
 
 SHAPES = {
     "koala-700m-like": Shape(scheduler={"timestep_spacing": "trailing"}),
-    "koala-1b-like": Shape(
-        mid_block_type="UNetMidBlock2DCrossAttn", scheduler={"timestep_spacing": "leading"}
-    ),
+    "koala-1b-like": Shape(mid_block_type="UNetMidBlock2DCrossAttn", scheduler={"timestep_spacing": "leading"}),
     "sdxl-like": Shape(
         mid_block_type="UNetMidBlock2DCrossAttn",
         layers_per_block=2,
@@ -123,6 +121,24 @@ def save_checkpoint(shape: Shape, folder: Path, *, fp16: bool = False) -> Path:
     return folder
 
 
+def save_full_size(preset: str, folder: Path) -> Path:
+    """Write a preset with random weights as its repository holds it: fp16 variants, and one plain VAE."""
+    import torch
+    from koala_export.presets import PRESETS, configs
+    from koala_export.random_weights import RandomCheckpoint
+
+    source = RandomCheckpoint(PRESETS[preset])
+    for name in ("text_encoder", "text_encoder_2", "unet"):
+        source.load(name, torch.float16).save_pretrained(folder / name, variant="fp16")  # type: ignore[operator]
+    source.load("vae", torch.float32).save_pretrained(folder / "vae")  # type: ignore[operator]
+    files = {"model_index": "model_index.json", "scheduler": "scheduler/scheduler_config.json"}
+    for name, file in files.items():
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).write_text(json.dumps(configs(PRESETS[preset])[name], indent=2))
+    save_tokenizers(folder)
+    return folder
+
+
 def save_tokenizers(folder: Path) -> None:
     """Write both tokenizers as the Hugging Face repositories hold them: vocab.json, merges.txt and two configs."""
     merges = _clip_merges()
@@ -138,9 +154,7 @@ def save_tokenizers(folder: Path) -> None:
         place = folder / name
         place.mkdir(parents=True, exist_ok=True)
         (place / "vocab.json").write_text(vocab, encoding="utf-8")
-        (place / "merges.txt").write_text(
-            "\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8"
-        )
+        (place / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
         special = {
             "bos_token": "<|startoftext|>",
             "eos_token": "<|endoftext|>",
@@ -176,9 +190,7 @@ def _clip_merges() -> list[str]:
     """The 48,894 merges of OpenAI's CLIP, from the installed open_clip package (found without importing it)."""
     spec = find_spec("open_clip")
     if spec is None or not spec.submodule_search_locations:
-        raise RuntimeError(
-            "open_clip is not installed; `make` installs it without its dependencies"
-        )
+        raise RuntimeError("open_clip is not installed; `make` installs it without its dependencies")
     packed = Path(spec.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
     return gzip.decompress(packed.read_bytes()).decode("utf-8").split("\n")[1:48895]
 

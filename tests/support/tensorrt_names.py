@@ -1,9 +1,9 @@
 """Checks the TensorRT names in our source against the real libraries, without a GPU.
 
-The bindings wheel of TensorRT imports with hollow shared libraries, and then tells every class and
-signature. `problems` follows types through a source, from annotations and signatures, and says
-which names, keywords and argument counts a library lacks. What `hasattr(x, "name")` guards is held
-only against libraries with that name. Not covered: values, elements of containers, computed names.
+The bindings wheel of TensorRT imports with hollow shared libraries, and then tells every class and signature.
+``problems`` follows types through a source, from annotations and signatures, and says which names, keywords and
+argument counts a library lacks. What ``hasattr(x, "name")`` or ``backend.ahead_of_time`` guards is held only against
+libraries that get there. Not covered: values, elements of containers, names computed at run time.
 """
 
 import ast
@@ -21,26 +21,24 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
-# All that the 11.4 bindings take from them; a later wheel's import names what is missing here.
+# All that the 11.4 bindings take from them; when a later wheel needs more, its import error says what.
 SYMBOLS = """
-createInferBuilder_INTERNAL createInferRefitter_INTERNAL createInferRuntime_INTERNAL
-createNvOnnxParserRefitter_INTERNAL createNvOnnxParser_INTERNAL getBuilderPluginRegistry
-getNvOnnxParserVersion getPluginRegistry initLibNvInferPlugins
+createInferBuilder_INTERNAL createInferRefitter_INTERNAL createInferRuntime_INTERNAL createNvOnnxParser_INTERNAL
+createNvOnnxParserRefitter_INTERNAL getBuilderPluginRegistry getNvOnnxParserVersion getPluginRegistry
+initLibNvInferPlugins
 """
 
-# {"name": library and version, "classes": {class: {member: [kind, type or signatures...]}}};
-# inherited members are repeated, and class "" is the module itself.
+# {"name": library and version, "classes": {class, or "" for the module: {member: [kind, type or signatures...]}}}
 Api = dict[str, Any]
 
 
 def stub_tensorrt(folder: Path) -> dict[str, str]:
     """Build hollow TensorRT libraries; returns the environment in which the bindings find them."""
-    compiler = shutil.which("cc") or "gcc"
     source = folder / "hollow.c"
     source.write_text("".join(f"void *{name}(void) {{ return 0; }}\n" for name in SYMBOLS.split()))
     for library in LIBRARIES:
         target = folder / f"lib{library}.so.11"
-        subprocess.run([compiler, "-shared", "-fPIC", "-o", target, source], check=True)
+        subprocess.run([shutil.which("cc") or "gcc", "-shared", "-fPIC", "-o", target, source], check=True)
     return {"LD_LIBRARY_PATH": f"{folder}:{os.environ.get('LD_LIBRARY_PATH', '')}".rstrip(":")}
 
 
@@ -59,7 +57,7 @@ def _dump(module: Any) -> Api:
         classes[name] = members = {}
         for key in dir(owner):
             value, raw = getattr(owner, key), inspect.getattr_static(owner, key)
-            if inspect.ismodule(value) or (key[0] == "_" and key not in ("__init__", "__version__")):
+            if inspect.ismodule(value) or (key[0] == "_" and key not in ("__init__", "__name__", "__version__")):
                 continue
             if inspect.isclass(value):
                 members[key] = ["class", value.__qualname__]
@@ -177,6 +175,8 @@ class _Reading:
         match node:
             case ast.Name(id="trt") | ast.Attribute(attr="trt"):
                 return TRT
+            case ast.Attribute(attr="ahead_of_time"):  # our Backend's: true of TensorRT-RTX, and of it alone
+                return TRUE if self.label.startswith("tensorrt_rtx") else FALSE
             case ast.Name(id="self" | "cls"):
                 return OTHER
             case ast.Name(id=name):

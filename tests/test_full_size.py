@@ -1,0 +1,102 @@
+"""Full-size KOALA-Lightning, random weights in the layout of the real repositories: export, rtx plans, one step.
+
+Prints the seconds and the peak memory of each command, run as a process of its own.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.checkpoints import save_full_size
+
+pytestmark = [
+    pytest.mark.full,
+    pytest.mark.timeout(3600),
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+EXPORT_MEMORY = 8e9  # bytes
+PLANS = {"text_encoder.plan", "text_encoder_2.plan", "denoiser.plan", "vae_decoder.plan"}
+
+
+def run_measured(*arguments: str) -> tuple[float, float]:
+    """Run ``koala`` in a process of its own; return seconds and peak resident memory in bytes."""
+    program = (
+        "import resource, sys; from koala_cli.main import run_app; code = run_app(sys.argv[1:]); "
+        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024); sys.exit(code)"
+    )
+    started = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
+    seconds = time.monotonic() - started
+    assert done.returncode == 0, done.stdout + done.stderr
+    match = re.search(r"peak (\d+)", done.stdout)
+    assert match is not None
+    peak = float(match[1])
+    print(f"\nkoala {arguments[0]} {' '.join(arguments[3:])}: {seconds:.0f} s, {peak / 1e9:.1f} GB\n{done.stderr}")
+    return seconds, peak
+
+
+@pytest.fixture(scope="module", params=["koala-lightning-700m", "koala-lightning-1b"])
+def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
+    """Checkpoint and bundle folders of a preset, removed afterwards: they take 10 GB and more."""
+    import shutil
+
+    root = tmp_path_factory.mktemp(request.param)
+    yield save_full_size(request.param, root / "checkpoint"), root / "bundle"
+    shutil.rmtree(root)
+
+
+def test_export_fits_in_8_gb(folders: tuple[Path, Path]) -> None:
+    checkpoint, bundle = folders
+    options = ("--steps", "10", "--guidance-scale", "3.5", "--timestep-spacing", "trailing", "--no-gate")
+    _, peak = run_measured("export", str(checkpoint), str(bundle), *options)
+    assert peak < EXPORT_MEMORY
+
+
+def test_rtx_plans_build_without_a_gpu(folders: tuple[Path, Path]) -> None:
+    _, bundle = folders
+    run_measured("engines", str(bundle), "--target", "rtx")
+    plans = {path.name: path.stat().st_size for path in (bundle / "engines" / "rtx").glob("*.plan")}
+    print(plans)
+    assert set(plans) == PLANS
+
+
+def test_one_step_matches_diffusers(folders: tuple[Path, Path]) -> None:
+    """At 1024 px with guidance, from the same fp16 weights, computed in float32 on both sides."""
+    checkpoint, bundle = folders
+    run_measured("engines", str(bundle), "--target", "cpu")
+    import torch
+    from diffusers import StableDiffusionXLPipeline
+    from koala_runtime import Pipeline
+
+    prompt, negative = "a koala asleep in a eucalyptus tree", "worst quality, low quality"
+    with Pipeline(bundle) as pipeline:
+        started = time.monotonic()
+        got = pipeline(prompt, negative, num_inference_steps=1, seed=0, output_type="np").images
+        print(f"\nours: {time.monotonic() - started:.0f} s")
+    reference = StableDiffusionXLPipeline.from_pretrained(
+        checkpoint, variant="fp16", torch_dtype=torch.float32, add_watermarker=False
+    )
+    reference.scheduler = type(reference.scheduler).from_config(reference.scheduler.config, timestep_spacing="trailing")
+    reference.set_progress_bar_config(disable=True)
+    started = time.monotonic()
+    wanted = reference(
+        prompt,
+        negative_prompt=negative,
+        num_inference_steps=1,
+        guidance_scale=3.5,
+        generator=torch.Generator().manual_seed(0),
+        output_type="np",
+    ).images
+    print(f"diffusers: {time.monotonic() - started:.0f} s")
+    assert wanted.std() > 0.01
+    worst = float(np.abs(wanted - got).max())
+    print(f"largest difference {worst * 255:.2f}/255")
+    assert worst <= 2 / 255
