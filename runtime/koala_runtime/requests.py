@@ -52,7 +52,12 @@ def check(
     if negative_prompt is not None and guidance <= 1:
         _log.warning("negative_prompt has no effect while guidance_scale is %g; it takes more than 1", guidance)
     steps = manifest.sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
-    return Request(prompts, _negatives(negative_prompt, len(prompts)), _check_steps(steps, manifest.spec.scheduler.num_train_timesteps), float(guidance))
+    return Request(
+        prompts,
+        _negatives(negative_prompt, len(prompts)),
+        _check_steps(steps, manifest.spec.scheduler.num_train_timesteps),
+        float(guidance),
+    )
 
 
 def check_latents(latents: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
