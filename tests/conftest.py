@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from koala_engines.build import build_engines
 from koala_export.bundle import Options, export_bundle
-
 from tests.support.checkpoints import SHAPES, save_checkpoint
 
 

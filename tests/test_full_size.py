@@ -74,6 +74,7 @@ def test_one_step_matches_diffusers(folders: tuple[Path, Path]) -> None:
     run_measured("engines", str(bundle), "--target", "cpu")
     import torch
     from diffusers import StableDiffusionXLPipeline
+
     from koala_runtime import Pipeline
 
     prompt, negative = "a koala asleep in a eucalyptus tree", "worst quality, low quality"

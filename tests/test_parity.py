@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from koala_runtime import Pipeline
 
+from koala_runtime import Pipeline
 from tests.support.checkpoints import SHAPES
 
 # numpy tells diffusers' scheduler of a coming change; that is diffusers' to follow.

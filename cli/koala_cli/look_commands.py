@@ -18,7 +18,7 @@ from koala_cli.screen import megabytes, plain, stdout
 from koala_runtime.contract.codec import to_json
 from koala_runtime.contract.errors import TargetError
 from koala_runtime.contract.gpu import query_driver
-from koala_runtime.contract.manifest import EngineRecord, Manifest, read_engine_record, read_manifest
+from koala_runtime.contract.manifest import TARGETS, EngineRecord, Manifest, read_engine_record, read_manifest
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
@@ -81,7 +81,7 @@ def doctor(as_json: AsJson = False) -> None:
 
 def _records(bundle: Path) -> dict[str, EngineRecord]:
     records = {}
-    for target in ("tensorrt", "rtx", "cpu"):
+    for target in TARGETS:
         try:
             records[target] = read_engine_record(bundle, target)
         except TargetError:

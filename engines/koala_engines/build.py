@@ -21,6 +21,7 @@ from koala_runtime.contract.files import FileEntry, Staging, check_files, prepar
 from koala_runtime.contract.manifest import (
     ENGINE_RECORD,
     SCHEMA_VERSION,
+    TARGETS,
     EngineKey,
     EngineRecord,
     Manifest,
@@ -33,8 +34,6 @@ from koala_runtime.contract.manifest import (
 Report = Callable[[str], None]
 Progress = Callable[[str, float], None]
 """Called with what is being built and how much of it is done, from 0 to 1."""
-
-TARGETS = ("tensorrt", "rtx", "cpu")
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from koala_runtime.contract.spec import (
     Profile,
     Sampling,
     check_profile,
+    check_sampling,
     read_spec,
 )
 
@@ -105,6 +106,9 @@ def _settle(checkpoint: Checkpoint, options: Options) -> tuple[ModelSpec, Profil
     spec = replace(spec, scheduler=replace(spec.scheduler, timestep_spacing=spacing))
     default = Sampling(preset.num_inference_steps, preset.guidance_scale) if preset else DIFFUSERS_DEFAULTS
     guidance = default.guidance_scale if options.guidance_scale is None else options.guidance_scale
+    steps = default.num_inference_steps if options.num_inference_steps is None else options.num_inference_steps
+    names = ("--steps", "--guidance-scale")
+    check_sampling(steps, spec.scheduler.num_train_timesteps, guidance, names=names)
     cfg = guidance > 1 if options.cfg is None else options.cfg
     if not cfg and options.guidance_scale is not None and guidance > 1:
         raise ArgumentError(
@@ -113,7 +117,6 @@ def _settle(checkpoint: Checkpoint, options: Options) -> tuple[ModelSpec, Profil
             found=f"{guidance:g}",
             mend="drop one of them",
         )
-    steps = options.num_inference_steps or default.num_inference_steps
     profile = Profile(options.height, options.width, options.batch, options.precision, cfg)
     check_profile(profile, spec)
     return spec, profile, Sampling(steps, guidance if cfg else min(guidance, 1.0))

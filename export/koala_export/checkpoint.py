@@ -93,7 +93,7 @@ class FolderCheckpoint:
                 **{dtype_name: dtype},
             )
         except (OSError, ValueError, RuntimeError) as error:
-            raise _weights_error(self.folder / model, f"weights that do not load ({_first_line(error)})") from error
+            raise _weights_error(self.folder / model, f"weights that do not load ({_first_sentence(error)})") from error
         wrong = [*report.get("missing_keys", ()), *(key for key, *_ in report.get("mismatched_keys", ()))]
         if wrong:
             raise _weights_error(
@@ -184,5 +184,6 @@ def _weights_error(folder: Path, found: str) -> CheckpointError:
     )
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+def _first_sentence(error: Exception) -> str:
+    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return " ".join(line.split(". ")[0].split()).rstrip(".")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from koala_runtime.contract.errors import TargetError
+from koala_runtime.contract.errors import ArgumentError, TargetError
 from koala_runtime.contract.files import check_files, restore
+from koala_runtime.contract.gpu import query_driver
 from koala_runtime.contract.manifest import (
+    TARGETS,
     TOKENIZERS,
     EngineRecord,
     Manifest,
@@ -43,14 +45,10 @@ def open_engines(path: Path, target: str | None = None) -> Engines:
     restore(path)
     manifest = read_manifest(path)
     target = target or _best_target(path)
-    if target not in RUNNABLE:
-        raise TargetError(
-            f"target {target}",
-            expected=f"one that this version can run ({', '.join(RUNNABLE)})",
-            found=target,
-            mend=f"build and run another with `koala engines {path} --target {RUNNABLE[-1]}`",
-        )
+    if target not in TARGETS:
+        raise ArgumentError("target", expected=" or ".join(TARGETS), found=repr(target), mend="pass one of these")
     record = read_engine_record(path, target)
+    _check_machine(path, target, record)
     mend = f"build them again with `koala engines {path} --target {target}`"
     if record.key.onnx != manifest.onnx_digests():
         raise TargetError(
@@ -66,6 +64,31 @@ def open_engines(path: Path, target: str | None = None) -> Engines:
     )
     check_files(engine_folder(path, target), record.files, mend)
     return Engines(path, manifest, target, record)
+
+
+def _check_machine(path: Path, target: str, record: EngineRecord) -> None:
+    """Raise TargetError if the plans are for another GPU, or for one that is not here."""
+    if target == "cpu":
+        return
+    driver, key = query_driver(), record.key
+    instead = f"run on the processor with `koala engines {path} --target cpu` and `--target cpu`"
+    if driver.gpu is None:
+        raise TargetError(f"target {target}", expected="an NVIDIA GPU", found=str(driver.problem), mend=instead)
+    capabilities = key.options.get("compute_capabilities", "all").split(",")
+    if key.gpu not in (None, driver.gpu) or not {"all", driver.gpu.compute_capability} & {*capabilities}:
+        raise TargetError(
+            f"engines for {target} in {path}",
+            expected=f"plans for {driver.gpu}, the GPU of this machine",
+            found=f"plans for {key.gpu or ' or '.join(capabilities)}",
+            mend=f"build them on this machine with `koala engines {path} --target {target}`",
+        )
+    if target not in RUNNABLE:
+        raise TargetError(
+            f"target {target}",
+            expected=f"one that this version can run ({', '.join(RUNNABLE)})",
+            found="plans that it can only build",
+            mend=instead,
+        )
 
 
 def make_executor(engines: Engines) -> Executor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from koala_runtime.contract.errors import ArgumentError
 from koala_runtime.contract.manifest import Manifest
+from koala_runtime.contract.spec import check_sampling
 from koala_runtime.prompts import check_text
 
 OUTPUT_TYPES = ("pil", "np")
@@ -47,17 +47,19 @@ def check(
         )
     if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer)):
         raise ArgumentError("seed", expected="a whole number", found=repr(seed), mend="pass an int, or None")
+    steps = manifest.sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
     guidance = manifest.sampling.guidance_scale if guidance_scale is None else guidance_scale
-    _check_guidance(guidance, manifest.profile.cfg)
+    check_sampling(steps, manifest.spec.scheduler.num_train_timesteps, guidance)
+    if guidance > 1 and not manifest.profile.cfg:
+        raise ArgumentError(
+            "guidance_scale",
+            expected="1 or less in a bundle exported with --no-cfg",
+            found=f"{guidance:g}",
+            mend="pass 1, or export the bundle again with --cfg",
+        )
     if negative_prompt is not None and guidance <= 1:
         _log.warning("negative_prompt has no effect while guidance_scale is %g; it takes more than 1", guidance)
-    steps = manifest.sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
-    return Request(
-        prompts,
-        _negatives(negative_prompt, len(prompts)),
-        _check_steps(steps, manifest.spec.scheduler.num_train_timesteps),
-        float(guidance),
-    )
+    return Request(prompts, _negatives(negative_prompt, len(prompts)), steps, float(guidance))
 
 
 def check_latents(latents: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
@@ -89,28 +91,3 @@ def _negatives(negative: str | Sequence[str] | None, count: int) -> list[str | N
             mend="pass one text for all prompts or as many texts as prompts",
         )
     return negatives
-
-
-def _check_steps(steps: int, most: int) -> int:
-    if isinstance(steps, bool) or not isinstance(steps, int | np.integer) or not 1 <= steps <= most:
-        raise ArgumentError(
-            "num_inference_steps",
-            expected=f"a whole number from 1 to {most}",
-            found=repr(steps),
-            mend="pass 10 or so for KOALA-Lightning, 25 for KOALA",
-        )
-    return int(steps)
-
-
-def _check_guidance(guidance: float, cfg: bool) -> None:
-    if isinstance(guidance, bool) or not isinstance(guidance, int | float) or not math.isfinite(guidance):
-        raise ArgumentError(
-            "guidance_scale", expected="a finite number", found=repr(guidance), mend="pass 3.5 or so, or 1 for none"
-        )
-    if guidance > 1 and not cfg:
-        raise ArgumentError(
-            "guidance_scale",
-            expected="1 or less in a bundle exported with --no-cfg",
-            found=f"{guidance:g}",
-            mend="pass 1, or export the bundle again without --no-cfg",
-        )

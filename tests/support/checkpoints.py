@@ -124,6 +124,7 @@ def save_checkpoint(shape: Shape, folder: Path, *, fp16: bool = False) -> Path:
 def save_full_size(preset: str, folder: Path) -> Path:
     """Write a preset with random weights as its repository holds it: fp16 variants, and one plain VAE."""
     import torch
+
     from koala_export.presets import PRESETS, configs
     from koala_export.random_weights import RandomCheckpoint
 

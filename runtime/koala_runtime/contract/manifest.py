@@ -18,6 +18,7 @@ SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 ENGINE_RECORD = "engine.json"
 TOKENIZERS = ("tokenizer", "tokenizer_2")
+TARGETS = ("tensorrt", "rtx", "cpu")
 
 T = TypeVar("T")
 
@@ -128,9 +129,9 @@ def read_manifest(bundle: Path) -> Manifest:
             str(path),
             expected="the manifest of a bundle",
             found="no file" if bundle.is_dir() else "no folder",
-            mend="make the bundle with `koala export SOURCE BUNDLE`",
+            mend=f"make the bundle with `koala export SOURCE {bundle}`",
         )
-    return _read(Manifest, path, "export the bundle again with `koala export SOURCE BUNDLE`")
+    return _read(Manifest, path, f"export the bundle again with `koala export SOURCE {bundle}`")
 
 
 def engine_folder(bundle: Path, target: str) -> Path:

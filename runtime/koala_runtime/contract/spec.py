@@ -6,6 +6,7 @@ CLIP text encoders, one VAE, EulerDiscrete) gives a specification, and every oth
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 INTERPOLATION_TYPES = ("linear", "log_linear")
 BETA_SCHEDULES = ("linear", "scaled_linear")
 PRECISIONS = ("fp16", "fp32")
+_MEND_SHAPE = "use a checkpoint of the SDXL shape, saved by diffusers"
 SMALLEST_SIDE = 64  # pixels; below it the noise tensor gets shorter than the blocks torch.randn draws
 
 
@@ -103,6 +105,28 @@ class Profile:
         return self.batch * (2 if self.cfg else 1)
 
 
+def check_sampling(
+    steps: int,
+    most_steps: int,
+    guidance_scale: float,
+    *,
+    names: tuple[str, str] = ("num_inference_steps", "guidance_scale"),
+) -> None:
+    """Raise ArgumentError unless these can be sampled with; ``names`` is how the caller spells the two."""
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most_steps:
+        raise ArgumentError(
+            names[0],
+            expected=f"a whole number from 1 to {most_steps}",
+            found=repr(steps),
+            mend="pass 10 or so for KOALA-Lightning, 25 for KOALA",
+        )
+    number = isinstance(guidance_scale, int | float) and not isinstance(guidance_scale, bool)
+    if not number or not math.isfinite(guidance_scale):
+        raise ArgumentError(
+            names[1], expected="a finite number", found=repr(guidance_scale), mend="pass 3.5 or so, or 1 for none"
+        )
+
+
 def check_profile(profile: Profile, spec: ModelSpec) -> None:
     """Raise ArgumentError unless the model can be compiled for this profile."""
     multiple = spec.vae.scale_factor
@@ -163,10 +187,10 @@ def read_scheduler(config: Config) -> SchedulerSpec:
             mend="save the folder with pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)",
         )
     for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "rescale_betas_zero_snr"):
-        _require(file, key, bool(config.get(key)), False)
-    _require(file, "trained_betas", config.get("trained_betas"), None)
-    _require(file, "timestep_type", config.get("timestep_type", "discrete"), "discrete")
-    _require(file, "final_sigmas_type", config.get("final_sigmas_type", "zero"), "zero")
+        _require_plain(file, key, bool(config.get(key)), False)
+    _require_plain(file, "trained_betas", config.get("trained_betas"), None)
+    _require_plain(file, "timestep_type", config.get("timestep_type", "discrete"), "discrete")
+    _require_plain(file, "final_sigmas_type", config.get("final_sigmas_type", "zero"), "zero")
     # Defaults are those of diffusers' EulerDiscreteScheduler.__init__, which save_config may leave out.
     return SchedulerSpec(
         num_train_timesteps=int(config.get("num_train_timesteps", 1000)),
@@ -233,14 +257,19 @@ def _vae(config: Config) -> VAESpec:
     )
 
 
-def _require(file: str, key: str, found: object, expected: object, why: str = "") -> None:
+def _require(file: str, key: str, found: object, expected: object, why: str = "", mend: str = _MEND_SHAPE) -> None:
     if found != expected:
         raise CheckpointError(
             f"{file}: {key}",
             expected=f"{expected}{f' ({why})' if why else ''}",
             found=str(found),
-            mend="use a checkpoint of the SDXL shape, saved by diffusers",
+            mend=mend,
         )
+
+
+def _require_plain(file: str, key: str, found: object, expected: object) -> None:
+    mend = f"save the folder with EulerDiscreteScheduler.from_config(pipe.scheduler.config, {key}={expected!r})"
+    _require(file, key, found, expected, "the plain sampler, which is what can be compiled in", mend)
 
 
 def _one_of(file: str, config: Config, key: str, allowed: tuple[str, ...], default: str) -> str:
