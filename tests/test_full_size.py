@@ -83,7 +83,7 @@ def test_one_step_matches_diffusers(folders: tuple[Path, Path]) -> None:
         got = pipeline(prompt, negative, num_inference_steps=1, seed=0, output_type="np").images
         print(f"\nours: {time.monotonic() - started:.0f} s")
     reference = StableDiffusionXLPipeline.from_pretrained(
-        checkpoint, variant="fp16", torch_dtype=torch.float32, add_watermarker=False
+        checkpoint, variant="fp16", dtype=torch.float32, add_watermarker=False
     )
     reference.scheduler = type(reference.scheduler).from_config(reference.scheduler.config, timestep_spacing="trailing")
     reference.set_progress_bar_config(disable=True)

@@ -82,7 +82,6 @@ class FolderCheckpoint:
 
     def load(self, model: str, dtype: torch.dtype) -> torch.nn.Module:
         """Load one model with the libraries' own loader. Raises CheckpointError unless every weight is there."""
-        dtype_name = "torch_dtype" if model in ("unet", "vae") else "dtype"
         try:
             module, report = model_class(model).from_pretrained(
                 self.folder / model,
@@ -90,7 +89,7 @@ class FolderCheckpoint:
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
-                **{dtype_name: dtype},
+                dtype=dtype,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise _weights_error(self.folder / model, f"weights that do not load ({_first_sentence(error)})") from error

@@ -60,22 +60,35 @@ def open_source(source: str, *, random_weights: bool, precision: str) -> Checkpo
 
 
 def _download(hub_name: str, precision: str) -> Path:
+    """Return the local copy of a repository, downloading what is missing of the files that are read."""
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError
 
-    # fp16 weights are half the download; the VAE of the KOALA repositories comes in one plain file only.
-    ignored = [*_NOT_DOWNLOADED]
     try:
-        if precision == "fp16":
-            names = set(huggingface_hub.list_repo_files(hub_name))
-            ignored += [name.replace(".fp16.", ".") for name in names if name.endswith(".fp16.safetensors")]
-        return Path(
-            huggingface_hub.snapshot_download(hub_name, allow_patterns=list(_DOWNLOADED), ignore_patterns=ignored)
-        )
+        names, offline = huggingface_hub.list_repo_files(hub_name), False
     except RepositoryNotFoundError:
-        found = "no such repository, or no access to it"
-        mend = "check the name; for a gated one log in with `hf auth login`"
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        found = f"no download ({type(error).__name__})"
-        mend = "check the network, pass a local folder, or add --random-weights to a preset's name for a dry run"
-    raise CheckpointError(f"hub repository {hub_name}", expected="a checkpoint", found=found, mend=mend)
+        raise CheckpointError(
+            f"hub repository {hub_name}",
+            expected="a checkpoint",
+            found="no such repository, or no access to it",
+            mend="check the name; for a gated one log in with `hf auth login`",
+        ) from None
+    except Exception:  # whatever the network raises: an earlier download may still serve
+        names, offline = [], True
+    # fp16 weights are half the download; the VAE of the KOALA repositories comes in one plain file only.
+    halved = [name.replace(".fp16.", ".") for name in names if name.endswith(".fp16.safetensors")]
+    try:
+        folder = huggingface_hub.snapshot_download(
+            hub_name,
+            allow_patterns=list(_DOWNLOADED),
+            ignore_patterns=[*_NOT_DOWNLOADED, *(halved if precision == "fp16" else [])],
+            local_files_only=offline,
+        )
+    except Exception as error:  # network and hub errors share no base class
+        raise CheckpointError(
+            f"hub repository {hub_name}",
+            expected="a download",
+            found=f"no connection and no earlier download ({type(error).__name__})",
+            mend="check the network, pass a local folder, or add --random-weights to a preset's name for a dry run",
+        ) from error
+    return Path(folder)
