@@ -12,9 +12,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from tests.support.tensorrt_names import Api, api, problems, stub_tensorrt, used_names
 
 from koala_engines.backend import RTX_CAPABILITIES
+from tests.support.tensorrt_names import Api, api, problems, stub_tensorrt, used_names
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = (ROOT / "engines" / "koala_engines", ROOT / "runtime" / "koala_runtime")

@@ -36,7 +36,7 @@ def run(
         with progress_bar() as update:
 
             def on_step(_: Pipeline, step: int, timestep: float, tensors: dict[str, Any]) -> dict[str, Any]:
-                update(f"step {step + 1} of {count}", (step + 1) / count)
+                update(f"step {step + 1} of {count}", min((step + 1) / count, 1.0))
                 return {}
 
             result = pipeline(

@@ -18,6 +18,7 @@ from onnx import TensorProto
 
 from koala_engines.build import Options
 from koala_runtime.contract.errors import BuildError
+from koala_runtime.contract.files import require_space
 from koala_runtime.contract.manifest import EngineKey, Manifest
 
 # Attributes whose value is a tensor element type.
@@ -45,7 +46,15 @@ def build_plan(
     entries = "session.optimized_model_external_initializers_"
     session.add_session_config_entry(f"{entries}file_name", f"{plan.name}.data")
     session.add_session_config_entry(f"{entries}min_size_in_bytes", str(_EXTERNAL_FROM))
-    source = widen(onnx_path, widened)
+    weights = onnx_path.with_name(f"{onnx_path.name}.data").stat().st_size
+    model = onnx.load(onnx_path, load_external_data=False)
+    half = any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer)
+    # Widened, a float16 model is written twice at double its size: once for ONNX Runtime to read, once by it.
+    require_space(folder, weights * (4 if half else 1))
+    source = onnx_path
+    if half:
+        source = widened
+        widen(onnx_path, widened)
     progress(0.5)
     try:
         ort.InferenceSession(str(source), session, providers=["CPUExecutionProvider"])
@@ -63,15 +72,13 @@ def build_plan(
     return [path for path in (plan, Path(f"{plan}.data")) if path.is_file()]
 
 
-def widen(source: Path, result: Path) -> Path:
+def widen(source: Path, result: Path) -> None:
     """Write the model ``source`` with every float16 tensor as float32; exact, since each float16 is a float32.
 
-    Weights are read and written one at a time. Returns ``result``, or ``source`` if it has no float16.
+    Weights are read and written one at a time.
     """
     model = onnx.load(source, load_external_data=False)
     graph = model.graph
-    if all(tensor.data_type != TensorProto.FLOAT16 for tensor in graph.initializer):
-        return source
     with Path(f"{result}.data").open("wb") as data:
         for tensor in graph.initializer:
             values = onnx.numpy_helper.to_array(tensor, str(source.parent))
@@ -94,7 +101,6 @@ def widen(source: Path, result: Path) -> Path:
         if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
     onnx.save(model, result)
-    return result
 
 
 def _point_to(tensor: TensorProto, values: NDArray[Any], location: str, offset: int) -> None:

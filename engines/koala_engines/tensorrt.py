@@ -14,6 +14,7 @@ from koala_engines.backend import RTX_CAPABILITIES, Backend, check_capabilities,
 from koala_engines.build import Options
 from koala_engines.progress import make_logger, make_monitor
 from koala_runtime.contract.errors import ArgumentError, BuildError
+from koala_runtime.contract.files import require_space
 from koala_runtime.contract.manifest import EngineKey, Manifest
 
 TIMING_CACHE = "timing.cache"
@@ -71,6 +72,7 @@ def build_plan(
     else:
         cache = config.create_timing_cache(_timing_cache(folder))
         config.set_timing_cache(cache, ignore_mismatch=False)
+    require_space(folder, onnx_path.with_name(f"{onnx_path.name}.data").stat().st_size)
     plan = builder.build_serialized_network(network, config)
     if monitor.interrupted:
         raise KeyboardInterrupt

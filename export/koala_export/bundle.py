@@ -19,7 +19,7 @@ from koala_export.checkpoint import Checkpoint
 from koala_export.source import open_source
 from koala_runtime.contract.codec import to_json
 from koala_runtime.contract.errors import ArgumentError, BundleError, KoalaError
-from koala_runtime.contract.files import FileEntry, Staging, prepare_output, write_json
+from koala_runtime.contract.files import FileEntry, Staging, prepare_output, require_space, write_json
 from koala_runtime.contract.io import Component, components
 from koala_runtime.contract.manifest import (
     MANIFEST,
@@ -182,6 +182,7 @@ def _export_component(
 
     report(f"{component.name}: loading")
     module = build_module(component.name, checkpoint, manifest.spec, manifest.profile)
+    require_space(folder, sum(value.nbytes for value in module.state_dict().values()))
     report(f"{component.name}: tracing")
     with torch.no_grad():
         paths = export_onnx(module, component, folder / f"{component.name}.onnx")

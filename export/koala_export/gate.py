@@ -75,7 +75,9 @@ def compare(reference: NDArray[np.generic], result: NDArray[np.generic]) -> Agre
     """Return how far ``result`` is from ``reference``; NaN in either gives NaN, which passes no bound."""
     wanted, got = reference.astype(np.float64).ravel(), result.astype(np.float64).ravel()
     scale = float(np.abs(wanted).max()) or 1.0
+    with np.errstate(invalid="ignore"):  # infinity - infinity is NaN, which is what is wanted
+        error = float(np.abs(wanted - got).max()) / scale
     norms = float(np.linalg.norm(wanted) * np.linalg.norm(got))
     both_zero = not wanted.any() and not got.any()
     cosine = 1.0 if both_zero else float(wanted @ got) / (norms or 1.0)
-    return Agreement(float(np.abs(wanted - got).max()) / scale, cosine)
+    return Agreement(error, cosine)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -26,7 +26,6 @@ Floats = NDArray[np.float32]
 StepCallback = Callable[["Pipeline", int, float, dict[str, Any]], dict[str, Any]]
 
 _KEPT_PROGRAMS = 4  # numbers of steps whose buffers stay allocated
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,8 +49,10 @@ class Pipeline:
         self.target = engines.target
         self._prompts = PromptEncoder((engines.path / TOKENIZERS[0], engines.path / TOKENIZERS[1]))
         self._executor = make_executor(engines)
+        self._latent_shape = self.manifest.component("vae_decoder").inputs[0].shape
         self._programs: dict[int, Program] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
+        self._busy = self._closed = False
 
     def __enter__(self) -> Self:
         return self
@@ -60,10 +61,12 @@ class Pipeline:
         self.close()
 
     def close(self) -> None:
-        """Free the engines and all buffers."""
-        with self._lock:
-            self._programs.clear()
-            self._executor.close()
+        """Free the engines and all buffers; closing twice is harmless."""
+        if not self._closed:
+            with self._exclusive():
+                self._closed = True
+                self._programs.clear()
+                self._executor.close()
 
     def __call__(
         self,
@@ -85,7 +88,8 @@ class Pipeline:
         Steps and guidance default to the bundle's own. ``seed`` gives the noise that ``torch.randn`` draws with a CPU
         generator of this seed for all prompts together; ``latents`` (float32 [n, channels, height / 8, width / 8],
         unit variance) replaces it. ``guidance_scale`` of 1 or less switches guidance off, as in diffusers.
-        ``callback_on_step_end(pipeline, step, timestep, {"latents": ...})`` may return other latents. The sizes are
+        ``callback_on_step_end(pipeline, step, timestep, {"latents": ...})`` may return other latents; with more
+        prompts than the bundle's batch it sees the steps of each batch in turn. The sizes are
         SDXL's micro-conditioning, (height, width) in pixels, by default the bundle's own size.
 
         Raises ArgumentError for whatever cannot be drawn.
@@ -97,30 +101,48 @@ class Pipeline:
             num_inference_steps,
             guidance_scale,
             seed,
+            {
+                "original_size": original_size,
+                "crops_coords_top_left": crops_coords_top_left,
+                "target_size": target_size,
+            },
             output_type,
         )
-        profile = self.manifest.profile
-        shape = (len(request.prompts), *self.manifest.component("denoiser").inputs[0].shape[1:])
+        shape = (len(request.prompts), *self._latent_shape[1:])
+        used_seed = None
         if latents is None:
-            seed = secrets.randbits(32) if seed is None else seed
-            latents = randn(shape, seed)
+            used_seed = secrets.randbits(32) if request.seed is None else request.seed
+            latents = randn(shape, used_seed)
         else:
-            latents, seed = requests.check_latents(latents, shape), None
+            latents = requests.check_latents(latents, shape)
         schedule = make_schedule(self.manifest.spec.scheduler, request.num_inference_steps)
-        size = (profile.height, profile.width)
-        time_ids = np.array([*(original_size or size), *crops_coords_top_left, *(target_size or size)], np.float32)
+        batch = self.manifest.profile.batch
         pictures = []
-        with self._lock:
+        with self._exclusive():
             program = self._program(len(schedule.timesteps))
-            for start in range(0, len(request.prompts), profile.batch):
-                chunk = slice(start, start + profile.batch)
-                self._fill(program, request, chunk, latents, schedule, time_ids)
+            for start in range(0, len(request.prompts), batch):
+                chunk = slice(start, start + batch)
+                self._fill(program, request, chunk, latents, schedule)
                 self._run(program, schedule, callback_on_step_end)
                 pictures.append(program.buffers["images"].read()[: len(request.prompts[chunk])])
         images = np.concatenate(pictures)
         if output_type == "pil":
-            return PipelineOutput([Image.fromarray(image) for image in images], seed)
-        return PipelineOutput(images.astype(np.float32) / np.float32(255), seed)
+            return PipelineOutput([Image.fromarray(image) for image in images], used_seed)
+        return PipelineOutput(images.astype(np.float32) / np.float32(255), used_seed)
+
+    @contextmanager
+    def _exclusive(self) -> Iterator[None]:
+        """Queue calls of several threads; refuse a call from inside a callback, which would never get its turn."""
+        with self._lock:
+            if self._busy:
+                raise RuntimeError("a pipeline cannot be called or closed by its own callback_on_step_end")
+            if self._closed:
+                raise RuntimeError("this pipeline is closed")
+            self._busy = True
+            try:
+                yield
+            finally:
+                self._busy = False
 
     def _program(self, steps: int) -> Program:
         program = self._programs.pop(steps, None) or compose(self._executor, self.manifest.components, steps)
@@ -136,7 +158,6 @@ class Pipeline:
         chunk: slice,
         latents: Floats,
         schedule: Schedule,
-        time_ids: Floats,
     ) -> None:
         profile, buffers = self.manifest.profile, program.buffers
         prompts = _pad(request.prompts[chunk], profile.batch)
@@ -148,7 +169,7 @@ class Pipeline:
         zeroed = self.manifest.spec.force_zeros_for_empty_prompt
         mask = [0.0 if text is None and zeroed else 1.0 for text in texts]
         buffers["prompt_mask"].write(np.array(mask, np.float32))
-        buffers["time_ids"].write(np.tile(time_ids, (profile.rows, 1)))
+        buffers["time_ids"].write(np.tile(request.time_ids, (profile.rows, 1)))
         if profile.cfg:
             # At 1 the guided prediction is the prompt's own: u + 1 * (c - u) = c.
             buffers["guidance_scale"].write(np.array([max(request.guidance_scale, 1.0)], np.float32))
@@ -168,9 +189,9 @@ class Pipeline:
             stage()
             if callback is not None:
                 latents = program.latents[step + 1]
-                kept = latents.read()
-                returned = callback(self, step, float(schedule.timesteps[step]), {"latents": kept})
-                latents.write(np.asarray(returned.pop("latents", kept) if returned else kept, np.float32))
+                returned = callback(self, step, float(schedule.timesteps[step]), {"latents": latents.read()})
+                if returned and "latents" in returned:
+                    latents.write(requests.check_latents(returned["latents"], self._latent_shape))
         program.decode()
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,12 +22,17 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Request:
-    """``negative_prompts``: as long as ``prompts``; None asks for zero embeddings where the model has them."""
+    """``negative_prompts``: as long as ``prompts``; None asks for zero embeddings where the model has them.
+
+    ``time_ids`` float32 [6]: original size, crop corner and target size, each (height, width) in pixels.
+    """
 
     prompts: list[str]
     negative_prompts: list[str | None]
     num_inference_steps: int
     guidance_scale: float
+    seed: int | None
+    time_ids: NDArray[np.float32]
 
 
 def check(
@@ -35,17 +42,21 @@ def check(
     num_inference_steps: int | None,
     guidance_scale: float | None,
     seed: int | None,
+    sizes: Mapping[str, tuple[int, int] | None],
     output_type: str,
 ) -> Request:
-    """Return the request, with the bundle's defaults filled in. Raises ArgumentError."""
-    prompts = [check_text("prompt", text) for text in ([prompt] if isinstance(prompt, str) else list(prompt))]
+    """Return the request, with the bundle's defaults filled in. Raises ArgumentError.
+
+    ``sizes``: the micro-conditioning by argument name, in the order of ``time_ids``; None is the bundle's own size.
+    """
+    prompts: list[str] = [check_text("prompt", text) for text in _texts("prompt", prompt)]
     if not prompts:
         raise ArgumentError("prompt", expected="at least one text", found="an empty list", mend="pass a prompt")
     if output_type not in OUTPUT_TYPES:
         raise ArgumentError(
             "output_type", expected=" or ".join(OUTPUT_TYPES), found=repr(output_type), mend="pass one of these"
         )
-    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, int | np.integer)):
+    if seed is not None and (isinstance(seed, bool) or not isinstance(seed, Integral)):
         raise ArgumentError("seed", expected="a whole number", found=repr(seed), mend="pass an int, or None")
     steps = manifest.sampling.num_inference_steps if num_inference_steps is None else num_inference_steps
     guidance = manifest.sampling.guidance_scale if guidance_scale is None else guidance_scale
@@ -59,12 +70,26 @@ def check(
         )
     if negative_prompt is not None and guidance <= 1:
         _log.warning("negative_prompt has no effect while guidance_scale is %g; it takes more than 1", guidance)
-    return Request(prompts, _negatives(negative_prompt, len(prompts)), steps, float(guidance))
+    own = (manifest.profile.height, manifest.profile.width)
+    time_ids = [_size(name, own if size is None else size) for name, size in sizes.items()]
+    return Request(
+        prompts,
+        _negatives(negative_prompt, len(prompts)),
+        int(steps),
+        float(guidance),
+        None if seed is None else int(seed),
+        np.array(time_ids, np.float32).ravel(),
+    )
 
 
 def check_latents(latents: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Return ``latents`` as float32 of ``shape``. Raises ArgumentError for another shape or values not finite."""
-    latents = np.asarray(latents, np.float32)
+    try:
+        latents = np.asarray(latents, np.float32)
+    except (TypeError, ValueError):
+        raise ArgumentError(
+            "latents", expected="an array of float32", found=type(latents).__name__, mend="pass a numpy array"
+        ) from None
     if latents.shape != shape:
         raise ArgumentError(
             "latents",
@@ -82,7 +107,7 @@ def _negatives(negative: str | Sequence[str] | None, count: int) -> list[str | N
         return [None] * count
     if isinstance(negative, str):
         return [check_text("negative_prompt", negative)] * count
-    negatives: list[str | None] = [check_text("negative_prompt", text) for text in negative]
+    negatives: list[str | None] = [check_text("negative_prompt", text) for text in _texts("negative_prompt", negative)]
     if len(negatives) != count:
         raise ArgumentError(
             "negative_prompt",
@@ -91,3 +116,20 @@ def _negatives(negative: str | Sequence[str] | None, count: int) -> list[str | N
             mend="pass one text for all prompts or as many texts as prompts",
         )
     return negatives
+
+
+def _texts(argument: str, texts: object) -> list[object]:
+    if isinstance(texts, str):
+        return [texts]
+    if isinstance(texts, Iterable) and not isinstance(texts, bytes):
+        return list(texts)
+    raise ArgumentError(argument, expected="text, or a list of texts", found=repr(texts), mend="pass a string")
+
+
+def _size(argument: str, size: object) -> tuple[float, float]:
+    """Return (height, width) if that is what ``size`` is."""
+    if isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, Real) for side in size):
+        height, width = (float(side) for side in size)
+        if abs(height) + abs(width) < math.inf:
+            return height, width
+    raise ArgumentError(argument, expected="(height, width) in pixels", found=repr(size), mend="pass two numbers")

@@ -68,7 +68,10 @@ def _decode(hint: Any, data: Any, path: str) -> Any:
     if dataclasses.is_dataclass(hint):
         return from_json(typing.cast("type[Any]", hint), data, path)
     if hint is float and isinstance(data, int) and not isinstance(data, bool):
-        return float(data)
+        try:
+            return float(data)
+        except OverflowError:
+            raise CodecError(path, "float", _describe(data)) from None
     if not isinstance(data, hint) or (isinstance(data, bool) and hint is not bool):
         raise CodecError(path, hint.__name__, _describe(data))
     return data

@@ -98,6 +98,16 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (json.dumps(to_json(value), indent=2, sort_keys=True) + "\n").encode())
 
 
+def require_space(folder: Path, size: int) -> None:
+    """Raise OSError (ENOSPC) unless ``size`` bytes fit on the disk of ``folder``.
+
+    Asked before work whose libraries tell a full disk in words of their own, or not at all.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise OSError(errno.ENOSPC, f"{size / 1e6:,.0f} MB needed, {free / 1e6:,.0f} MB free")
+
+
 class Staging:
     """A folder that is built piece by piece beside its final place and then swapped in.
 
@@ -169,6 +179,7 @@ def prepare_output(path: Path, lock: Callable[[Path], AbstractContextManager[obj
     ``lock`` makes an inter-process lock from a file name (``filelock.FileLock``); the file goes when the work ends.
     """
     lock_file = path.with_name(f".{path.name}.lock")
+    new_parent = not path.parent.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with lock(lock_file):
@@ -177,12 +188,16 @@ def prepare_output(path: Path, lock: Callable[[Path], AbstractContextManager[obj
             finally:
                 with suppress(OSError):  # Windows keeps the file while it is open; the lock removes it there
                     lock_file.unlink(missing_ok=True)
-    except OSError as error:
-        if error.errno not in _REFUSALS:
+    except BaseException as error:
+        if new_parent:
+            with suppress(OSError):  # it stays if something is in it
+                path.parent.rmdir()
+        if not isinstance(error, OSError) or error.errno not in _REFUSALS:
             raise
+        reason = str(error.strerror)
         raise BundleError(
             str(path),
             expected="a place that can be written",
-            found=os.strerror(error.errno).lower(),
+            found=reason[:1].lower() + reason[1:],
             mend=_REFUSALS[error.errno],
         ) from error

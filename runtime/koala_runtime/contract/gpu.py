@@ -39,12 +39,14 @@ class Driver:
 def query_driver(library: str | None = None) -> Driver:
     """Ask the CUDA driver for the first visible GPU. Never raises; ``problem`` says in words what is missing."""
     name = library or ("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    version = ctypes.c_int()
     try:
         cuda = ctypes.CDLL(name)
-    except OSError:
+        status = cuda.cuDriverGetVersion(ctypes.byref(version))
+    except (OSError, AttributeError):
         return Driver(None, None, 0, f"no NVIDIA driver ({name} cannot be loaded)")
-    version = ctypes.c_int()
-    cuda.cuDriverGetVersion(ctypes.byref(version))
+    if status != 0:
+        return Driver(None, None, 0, f"the NVIDIA driver does not answer (CUresult {status})")
     cuda_version = f"{version.value // 1000}.{version.value % 1000 // 10}"
     status = cuda.cuInit(0)
     count, device = ctypes.c_int(), ctypes.c_int()

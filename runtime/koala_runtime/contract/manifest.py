@@ -151,7 +151,7 @@ def read_engine_record(bundle: Path, target: str) -> EngineRecord:
 def _read(cls: type[T], path: Path, mend: str) -> T:
     try:
         data = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BundleError(str(path), expected="JSON", found=f"a file that ends in error ({error})", mend=mend) from None
     version = data.get("schema_version") if isinstance(data, dict) else None
     if version != SCHEMA_VERSION:

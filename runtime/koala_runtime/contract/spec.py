@@ -6,9 +6,9 @@ CLIP text encoders, one VAE, EulerDiscrete) gives a specification, and every oth
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 from koala_runtime.contract.errors import ArgumentError, CheckpointError
@@ -20,6 +20,7 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 INTERPOLATION_TYPES = ("linear", "log_linear")
 BETA_SCHEDULES = ("linear", "scaled_linear")
 PRECISIONS = ("fp16", "fp32")
+_LARGEST_FLOAT32 = 3.4028235e38
 _MEND_SHAPE = "use a checkpoint of the SDXL shape, saved by diffusers"
 SMALLEST_SIDE = 64  # pixels; below it the noise tensor gets shorter than the blocks torch.randn draws
 
@@ -113,15 +114,15 @@ def check_sampling(
     names: tuple[str, str] = ("num_inference_steps", "guidance_scale"),
 ) -> None:
     """Raise ArgumentError unless these can be sampled with; ``names`` is how the caller spells the two."""
-    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most_steps:
+    if isinstance(steps, bool) or not isinstance(steps, Integral) or not 1 <= steps <= most_steps:
         raise ArgumentError(
             names[0],
             expected=f"a whole number from 1 to {most_steps}",
             found=repr(steps),
             mend="pass 10 or so for KOALA-Lightning, 25 for KOALA",
         )
-    number = isinstance(guidance_scale, int | float) and not isinstance(guidance_scale, bool)
-    if not number or not math.isfinite(guidance_scale):
+    number = isinstance(guidance_scale, Real) and not isinstance(guidance_scale, bool)
+    if not number or not abs(guidance_scale) < _LARGEST_FLOAT32:
         raise ArgumentError(
             names[1], expected="a finite number", found=repr(guidance_scale), mend="pass 3.5 or so, or 1 for none"
         )
