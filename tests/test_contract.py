@@ -22,12 +22,13 @@ from hypothesis import strategies as st
 import koala_runtime
 from koala_export.presets import PRESETS, configs
 from koala_runtime.contract.codec import CodecError, from_json, to_json
+from koala_runtime.contract.configs import read_spec
 from koala_runtime.contract.errors import BundleError
 from koala_runtime.contract.files import FileEntry, check_files, file_entry, inside, write_atomic
 from koala_runtime.contract.gpu import GPU, Driver, query_driver
 from koala_runtime.contract.io import IOTensor, components
 from koala_runtime.contract.manifest import ComponentEntry, EngineKey, EngineRecord, Manifest, Origin, Plan
-from koala_runtime.contract.spec import Profile, Sampling, read_spec
+from koala_runtime.contract.spec import Profile, Sampling
 
 FILES = {"onnx/a.onnx": FileEntry("0" * 64, 3), "onnx/a.onnx.data": FileEntry("f" * 64, 2**33)}
 KEY = EngineKey("tensorrt", "11.0", "linux", GPU("NVIDIA L4", "8.9"), {"level": "3"}, {"onnx/a.onnx": "0" * 64})

@@ -28,17 +28,18 @@ PLANS = {"text_encoder.plan", "text_encoder_2.plan", "denoiser.plan", "vae_decod
 
 def run_measured(*arguments: str) -> tuple[float, float]:
     """Run ``koala`` in a process of its own; return seconds and peak resident memory in bytes."""
+    # VmHWM and not getrusage: the latter starts at what this process, which forks it, holds.
     program = (
-        "import resource, sys; from koala_cli.main import run_app; code = run_app(sys.argv[1:]); "
-        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024); sys.exit(code)"
+        "import pathlib, sys; from koala_cli.main import run_app; code = run_app(sys.argv[1:]); "
+        "print(pathlib.Path('/proc/self/status').read_text()); sys.exit(code)"
     )
     started = time.monotonic()
     done = subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False)
     seconds = time.monotonic() - started
     assert done.returncode == 0, done.stdout + done.stderr
-    match = re.search(r"peak (\d+)", done.stdout)
+    match = re.search(r"VmHWM:\s+(\d+) kB", done.stdout)
     assert match is not None
-    peak = float(match[1])
+    peak = float(match[1]) * 1024
     print(f"\nkoala {arguments[0]} {' '.join(arguments[3:])}: {seconds:.0f} s, {peak / 1e9:.1f} GB\n{done.stderr}")
     return seconds, peak
 

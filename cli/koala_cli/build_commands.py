@@ -77,7 +77,8 @@ def engines(
     Says for each target why it is built, or that there is nothing to do.
     """
     _need(("onnx",), "export")
-    from koala_engines.build import Options, build_engines
+    from koala_engines.build import build_engines
+    from koala_engines.options import Options
     from koala_engines.targets import default_targets
 
     options = Options(tuple(compute_capability or ()), optimization_level)

@@ -9,12 +9,12 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
 from filelock import FileLock
 
+from koala_engines.options import Options
 from koala_runtime.contract.codec import to_json
 from koala_runtime.contract.errors import ArgumentError, KoalaError
 from koala_runtime.contract.files import FileEntry, Staging, check_files, prepare_output, restore, write_json
@@ -34,14 +34,6 @@ from koala_runtime.contract.manifest import (
 Report = Callable[[str], None]
 Progress = Callable[[str, float], None]
 """Called with what is being built and how much of it is done, from 0 to 1."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """``compute_capabilities`` as in "8.9" (rtx; empty: all it supports), ``optimization_level`` 0 to 5."""
-
-    compute_capabilities: tuple[str, ...] = ()
-    optimization_level: int | None = None
 
 
 def build_engines(

@@ -16,7 +16,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from koala_engines.build import Options
+from koala_engines.options import Options
 from koala_runtime.contract.errors import BuildError
 from koala_runtime.contract.files import require_space
 from koala_runtime.contract.manifest import EngineKey, Manifest

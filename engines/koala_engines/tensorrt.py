@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from koala_engines.backend import RTX_CAPABILITIES, Backend, check_capabilities, open_backend, this_platform
-from koala_engines.build import Options
+from koala_engines.options import Options
 from koala_engines.progress import make_logger, make_monitor
 from koala_runtime.contract.errors import ArgumentError, BuildError
 from koala_runtime.contract.files import require_space

@@ -18,6 +18,7 @@ from filelock import FileLock
 from koala_export.checkpoint import Checkpoint
 from koala_export.source import open_source
 from koala_runtime.contract.codec import to_json
+from koala_runtime.contract.configs import read_spec
 from koala_runtime.contract.errors import ArgumentError, BundleError, KoalaError
 from koala_runtime.contract.files import FileEntry, Staging, prepare_output, require_space, write_json
 from koala_runtime.contract.io import Component, components
@@ -37,7 +38,6 @@ from koala_runtime.contract.spec import (
     Sampling,
     check_profile,
     check_sampling,
-    read_spec,
 )
 
 # diffusers' own defaults of StableDiffusionXLPipeline.__call__, for a checkpoint that recommends nothing.

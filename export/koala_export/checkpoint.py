@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 
 from koala_export.presets import Preset
 from koala_export.tokenizer import tokenizer_json
+from koala_runtime.contract.configs import Config
 from koala_runtime.contract.errors import CheckpointError
 from koala_runtime.contract.files import file_entry, relative
-from koala_runtime.contract.spec import Config
 
 MODELS = ("text_encoder", "text_encoder_2", "unet", "vae")
 CONFIG_FILES = {

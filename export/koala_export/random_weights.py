@@ -15,7 +15,7 @@ import torch
 from koala_export.checkpoint import model_class
 from koala_export.presets import Preset, configs
 from koala_export.tokenizer import with_static_length
-from koala_runtime.contract.spec import Config
+from koala_runtime.contract.configs import Config
 
 SEED = 0
 

@@ -1,0 +1,13 @@
+"""What a build can be told; the same for every compiler, each takes what concerns it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Options:
+    """``compute_capabilities`` as in "8.9" (rtx; empty: all it supports), ``optimization_level`` 0 to 5."""
+
+    compute_capabilities: tuple[str, ...] = ()
+    optimization_level: int | None = None
