@@ -137,9 +137,16 @@ CASES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
     ),
     "path out of the bundle": (
         lambda t: edit_json(
-            t / "bundle/engines/cpu/engine.json", files={"../../../secret": {"sha256": "00", "size": 1}}
+            t / "bundle/engines/cpu/engine.json",
+            files={"../../../secret": {"sha256": "00", "size": 1}},
+            plans={"denoiser": {"files": ["../../../secret"], "build_seconds": 1}},
         ),
         RUN,
+    ),
+    "plan without a digest": (lambda t: edit_json(t / "bundle/engines/cpu/engine.json", files={}), RUN),
+    "ONNX without a digest": (
+        lambda t: edit_json(t / "bundle/manifest.json", files={}),
+        ("engines", "{tmp}/bundle", "--target", "cpu"),
     ),
     "engines for a GPU, none here": (lambda t: pretend_gpu_engines(t), (*RUN, "--target", "tensorrt")),
     # --- building

@@ -42,7 +42,8 @@ def open_engines(path: Path, target: str | None = None) -> Engines:
 
     Raises BundleError for missing or damaged files and TargetError for engines that cannot be used.
     """
-    restore(path)
+    for folder in (path, *(engine_folder(path, name) for name in TARGETS)):
+        restore(folder)
     manifest = read_manifest(path)
     target = target or _best_target(path)
     if target not in TARGETS:

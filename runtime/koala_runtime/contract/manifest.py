@@ -131,7 +131,10 @@ def read_manifest(bundle: Path) -> Manifest:
             found="no file" if bundle.is_dir() else "no folder",
             mend=f"make the bundle with `koala export SOURCE {bundle}`",
         )
-    return _read(Manifest, path, f"export the bundle again with `koala export SOURCE {bundle}`")
+    mend = f"export the bundle again with `koala export SOURCE {bundle}`"
+    manifest = _read(Manifest, path, mend)
+    _check_listed(path, {name for entry in manifest.components for name in entry.files}, manifest.files, mend)
+    return manifest
 
 
 def engine_folder(bundle: Path, target: str) -> Path:
@@ -145,7 +148,16 @@ def read_engine_record(bundle: Path, target: str) -> EngineRecord:
     mend = f"build them with `koala engines {bundle} --target {target}`"
     if not path.is_file():
         raise TargetError(f"target {target} of {bundle}", expected="built engines", found="none", mend=mend)
-    return _read(EngineRecord, path, mend)
+    record = _read(EngineRecord, path, mend)
+    _check_listed(path, {name for plan in record.plans.values() for name in plan.files}, record.files, mend)
+    return record
+
+
+def _check_listed(path: Path, names: set[str], files: dict[str, FileEntry], mend: str) -> None:
+    """Refuse a file that is to be loaded without a digest to check it by."""
+    unlisted = sorted(names - files.keys())
+    if unlisted:
+        raise BundleError(f"{path}: files", expected=f"a digest of {unlisted[0]!r}", found="none", mend=mend)
 
 
 def _read(cls: type[T], path: Path, mend: str) -> T:
