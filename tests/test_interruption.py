@@ -10,12 +10,12 @@ import itertools
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from subprocess import PIPE, Popen, TimeoutExpired
 from typing import Any
 
 import pytest
@@ -32,18 +32,16 @@ WATCHED = """
 import contextlib, signal, sys
 from koala_cli import build_commands, main
 signal.signal(signal.SIGINT, signal.default_int_handler)
-printed = contextlib.nullcontext(lambda what, done: print("at work on", what, file=sys.stderr, flush=True))
-build_commands.progress_bar = lambda **_: printed
+build_commands.progress_bar = lambda: contextlib.nullcontext(lambda what, _: print("at work on", what, file=sys.stderr))
 main.main()
 """
 DIES_AFTER_RENAMING = """
-import os, pathlib
-from koala_cli.main import main
+import os, pathlib, koala_cli.main
 rename = pathlib.Path.rename
 def rename_and_die(path, target):
     rename(path, target) and path.name == {name!r} and os._exit(9)
 pathlib.Path.rename = rename_and_die
-main()
+koala_cli.main.main()
 """
 SHAPE = "koala-700m-like"
 CTRL_C_AT = {"export": ["text_encoder: tracing"], "rtx": ["at work on rtx: text", *2 * ["at work on rtx: denoiser"]]}
@@ -60,32 +58,29 @@ class Work:
     seconds: float
 
     def reset(self) -> None:
-        """Make the folder what it was before the first run, without leftovers of any."""
         for path in self.folder.parent.glob(f"*{self.folder.name}*"):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         if self.old:
             shutil.copytree(self.old, self.folder)
 
     def finish(self) -> str:
-        """Run to the end, check the result and return what was said."""
+        """Run to the end, check that this leaves what an undisturbed run does and nothing else, return what it said."""
         said = finish(start(*self.arguments))
         self.check()
         return said
 
     def check(self) -> None:
-        """The result is what an undisturbed run leaves, and nothing lies beside it."""
         assert [path.name for path in self.folder.parent.iterdir()] == [self.folder.name]
         assert found(self.folder) == self.new
 
 
-def start(*arguments: str, program: str | None = None) -> subprocess.Popen[str]:
+def start(*arguments: str, program: str | None = None) -> Popen[str]:
     """Start ``koala``, or a small ``program`` around it, in a process of its own."""
     what = ("-m", "koala_cli.main") if program is None else ("-c", program)
-    pipe = subprocess.PIPE
-    return subprocess.Popen([sys.executable, *what, *arguments], stdout=pipe, stderr=pipe, text=True, encoding="utf-8")
+    return Popen([sys.executable, *what, *arguments], stdout=PIPE, stderr=PIPE, text=True, encoding="utf-8")
 
 
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+def finish(process: Popen[str], code: int = 0) -> str:
     """Wait for ``process``, check how it ended and return both of its streams."""
     said = "".join(process.communicate())
     assert process.returncode == code, said
@@ -93,19 +88,17 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
 
 
 def timed(*arguments: str) -> float:
-    """Run ``koala`` to the end and return the seconds it took."""
     started = time.monotonic()
     finish(start(*arguments))
     return time.monotonic() - started
 
 
 def kill_after(seconds: float, *arguments: str) -> None:
-    """Kill ``koala`` after ``seconds``, unless it has finished by then."""
     process = start(*arguments)
     try:
         process.communicate(timeout=seconds)
         assert process.returncode == 0
-    except subprocess.TimeoutExpired:
+    except TimeoutExpired:
         process.kill()
         process.communicate()
 
@@ -113,7 +106,6 @@ def kill_after(seconds: float, *arguments: str) -> None:
 def stop_at(line: str, number: int, *arguments: str) -> tuple[int, str]:
     """Send signal ``number`` when ``line`` is reported; return the exit code and everything on stderr."""
     with start(*arguments, program=WATCHED) as process:
-        assert process.stderr is not None
         said = ""
         while line not in said:
             piece = process.stderr.readline()
@@ -135,14 +127,14 @@ def found(folder: Path) -> Manifest | EngineKey | None:
     record = read_engine_record(folder.parents[1], folder.name) if engines else read_manifest(folder)
     check_files(folder, record.files, "")
     names = {relative(folder, path) for path in folder.rglob("*") if path.is_file()}
-    own = {name for name in names if not name.startswith("engines/")}
-    assert own == {"engine.json" if engines else "manifest.json", *record.files}
+    own = {"engine.json" if engines else "manifest.json", *record.files}
+    assert {name for name in names if not name.startswith("engines/")} == own
     return record if isinstance(record, Manifest) else record.key
 
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]) -> tuple[Path, float]:
-    """The bundle of a run that nobody disturbs, and how long it took."""
+    """The bundle of an undisturbed run, and the seconds it took."""
     path = tmp_path_factory.mktemp("reference") / "bundle"
     return path, timed("export", str(checkpoint(SHAPE)), str(path), *OPTIONS)
 
@@ -156,8 +148,8 @@ def works(
     def get(name: str, before: str) -> Work:
         if name == "export":
             path = tmp_path / "bundle"
-            arguments = ("export", str(checkpoint(SHAPE)), str(path), *OPTIONS)
             old = bundle(SHAPE) if before == "old" else None  # 96 px wide, 4 steps, and with cpu engines in it
+            arguments = ("export", str(checkpoint(SHAPE)), str(path), *OPTIONS)
             work = Work(arguments, path, old, read_manifest(reference[0]), reference[1])
         else:
             if problem := obstacles()[name]:
@@ -187,8 +179,8 @@ def test_killed_at_random_moments(
     work = works(name, before)
     old = found(work.folder)
     assert old != work.new
-    draw = random.Random(f"{name} {before} {finished_after}")
     # One moment in each equal part of a run: random, and yet the late parts (manifest, swap) get their share.
+    draw = random.Random(f"{name} {before} {finished_after}")
     moments = [(part + draw.random()) / kills * work.seconds for part in range(kills)]
     for moment in draw.sample(moments, kills):
         kill_after(moment, *work.arguments)
@@ -202,13 +194,13 @@ def test_killed_at_random_moments(
 
 
 @pytest.mark.parametrize("name", ["export", "cpu"])
-def test_killed_between_the_two_renames(works: Callable[[str, str], Work], name: str) -> None:
+def test_killed_between_the_two_renames(tmp_path: Path, works: Callable[[str, str], Work], name: str) -> None:
     work = works(name, "old")
     old = found(work.folder)
     finish(start(*work.arguments, program=DIES_AFTER_RENAMING.format(name=work.folder.name)), code=9)
     assert not work.folder.exists()
-    if name == "export":
-        assert open_engines(work.folder, "cpu").manifest == old  # the runtime puts the old bundle back by itself
+    opened = open_engines(tmp_path / "bundle", "cpu")  # the runtime puts back what was there
+    assert old in (opened.manifest, opened.record.key)
     assert found(work.folder) == old
     work.finish()
 
@@ -227,9 +219,12 @@ def test_goes_on_after_the_last_finished_component(works: Callable[[str, str], W
     other = (*work.arguments, "--steps", "7")
     _, said = stop_at("text_encoder_2: loading", signal.SIGTERM, *other)
     assert "finished before" not in said  # leftovers of other options are not used
+    # As onnx-ir leaves it where the kill comes while it writes the weights; it must not get into the bundle.
+    scratch = work.folder.with_name(".bundle.partial") / "onnx" / ".text_encoder_2.onnx.data.0x0x0x0x"
+    scratch.mkdir()
+    (scratch / "text_encoder_2.onnx.data").touch()
     said = finish(start(*other))
-    assert "text_encoder: finished before, kept" in said
-    assert "text_encoder_2: finished before" not in said
+    assert said.count("finished before, kept") == said.count("text_encoder: finished before, kept") == 1
     assert found(work.folder) == replace(work.new, sampling=replace(work.new.sampling, num_inference_steps=7))
 
 
@@ -250,6 +245,5 @@ def test_ctrl_c(works: Callable[[str, str], Work], name: str) -> None:
         code, said = stop_at(line, signal.SIGINT, *work.arguments)
         assert (code, found(work.folder)) == (130, old), said
         assert "interrupted; the same command goes on from here" in said
-        assert "Traceback" not in said
-        assert "KeyboardInterrupt" not in said
+        assert not any(word in said for word in ("Traceback", "KeyboardInterrupt"))
     work.finish()

@@ -119,7 +119,6 @@ class Staging:
         self.final = final
         self.folder = final.with_name(f".{final.name}.partial")
         self._old = final.with_name(f".{final.name}.old")
-        restore(final)
         mark = self.folder / ".key"
         if not mark.is_file() or mark.read_text() != key:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -147,8 +146,11 @@ class Staging:
 
     def commit(self) -> None:
         """Swap the folder into its final place."""
-        for leftover in self.folder.glob(".*"):
-            leftover.unlink()
+        for leftover in [*self.folder.rglob(".*")]:  # records, and what libraries left when they were killed
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+            else:
+                leftover.unlink(missing_ok=True)
         if self.final.exists():
             self.final.rename(self._old)
         self.folder.rename(self.final)
@@ -174,7 +176,9 @@ def restore(final: Path) -> None:
 
 @contextmanager
 def prepare_output(path: Path, lock: Callable[[Path], AbstractContextManager[object]]) -> Iterator[None]:
-    """Hold ``path`` for writing: one process at a time, parents made, and OSErrors told as a BundleError.
+    """Hold ``path`` for writing: one process at a time, parents made, OSErrors told as a BundleError.
+
+    A swap that was cut short is undone first.
 
     ``lock`` makes an inter-process lock from a file name (``filelock.FileLock``); the file goes when the work ends.
     """
@@ -184,6 +188,7 @@ def prepare_output(path: Path, lock: Callable[[Path], AbstractContextManager[obj
         path.parent.mkdir(parents=True, exist_ok=True)
         with lock(lock_file):
             try:
+                restore(path)
                 yield
             finally:
                 with suppress(OSError):  # Windows keeps the file while it is open; the lock removes it there
