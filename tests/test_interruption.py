@@ -81,8 +81,8 @@ def start(*arguments: str, program: str | None = None) -> Popen[str]:
 
 
 def finish(process: Popen[str], code: int = 0) -> str:
-    """Wait for ``process``, check how it ended and return both of its streams."""
-    said = "".join(process.communicate())
+    """Wait for ``process``, check how it ended and return what it said on stderr, then on stdout."""
+    said = "".join(reversed(process.communicate()))
     assert process.returncode == code, said
     return said
 
@@ -111,6 +111,7 @@ def stop_at(line: str, number: int, *arguments: str) -> tuple[int, str]:
             piece = process.stderr.readline()
             assert piece, f"no {line!r} in {said}"
             said += piece
+        time.sleep(0.05)  # the compiler printed the line from Python; now it is in code of its own again
         process.send_signal(number)
         said += process.stderr.read()
     return process.returncode, said
@@ -167,7 +168,7 @@ def works(
     return get
 
 
-QUICK = [("export", "old", "last", 3), ("cpu", "absent", "each", 3), ("rtx", "old", "each", 3)]
+QUICK = [("export", "old", "last", 3), ("cpu", "absent", "last", 3), ("rtx", "old", "last", 3)]
 ALL = itertools.product(["export", "cpu", "rtx"], ["absent", "old"], ["last", "each"], [5])
 FULL = [pytest.param(*case, marks=[pytest.mark.full, pytest.mark.timeout(3600)]) for case in ALL]
 
@@ -231,8 +232,7 @@ def test_goes_on_after_the_last_finished_component(works: Callable[[str, str], W
 def test_two_exports_at_once_share_the_work(works: Callable[[str, str], Work]) -> None:
     work = works("export", "absent")
     said = [finish(process) for process in (start(*work.arguments), start(*work.arguments))]
-    assert sorted("nothing to do" in text for text in said) == [False, True]
-    assert sum("bundle: written" in text for text in said) == 1
+    assert sorted(text.split(": ")[-1] for text in said) == ["nothing to do, it was made from the same\n", "written\n"]
     work.check()
 
 

@@ -5,20 +5,40 @@ The base classes come from whichever TensorRT is used, so both classes are made 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
-def make_monitor(trt: Any, progress: Callable[[float], None]) -> Any:
+@contextmanager
+def deferred_interrupt() -> Iterator[Callable[[], bool]]:
+    """Make Ctrl-C a flag while the block runs; yields a function that tells whether it came.
+
+    An exception must not pass through the compiler's frames, which may be on the stack at any callback. Outside the
+    main thread Python delivers no signals, and nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    came = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda *_: came.set())
+    try:
+        yield came.is_set
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def make_monitor(trt: Any, progress: Callable[[float], None], interrupted: Callable[[], bool]) -> Any:
     """Return an IProgressMonitor that calls ``progress`` with the part done, 0 to 1, over nested phases.
 
-    Ctrl-C ends the build at the compiler's next step: ``interrupted`` is then True.
+    It ends the build at the compiler's next step once ``interrupted`` says so.
     """
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
-            self.interrupted = False
             self._phases: dict[str, tuple[int, int]] = {}  # name -> (steps done, steps in all), outermost first
             self._reported = 0.0
 
@@ -26,13 +46,10 @@ def make_monitor(trt: Any, progress: Callable[[float], None]) -> Any:
             self._phases[phase_name] = (0, max(num_steps, 1))
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            try:
-                if phase_name in self._phases:
-                    self._phases[phase_name] = (step + 1, self._phases[phase_name][1])
-                self._report()
-            except KeyboardInterrupt:  # must not pass through the compiler's frames
-                self.interrupted = True
-            return not self.interrupted
+            if phase_name in self._phases:
+                self._phases[phase_name] = (step + 1, self._phases[phase_name][1])
+            self._report()
+            return not interrupted()
 
         def phase_finish(self, phase_name: str) -> None:
             self._phases.pop(phase_name, None)

@@ -12,7 +12,7 @@ from typing import Any
 
 from koala_engines.backend import RTX_CAPABILITIES, Backend, check_capabilities, open_backend, this_platform
 from koala_engines.options import Options
-from koala_engines.progress import make_logger, make_monitor
+from koala_engines.progress import deferred_interrupt, make_logger, make_monitor
 from koala_runtime.contract.errors import ArgumentError, BuildError
 from koala_runtime.contract.files import require_space
 from koala_runtime.contract.manifest import EngineKey, Manifest
@@ -62,8 +62,6 @@ def build_plan(
     # All of a picture's work is captured on one stream; side streams would only add forks and joins to it.
     config.max_aux_streams = 0
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    monitor = make_monitor(trt, progress)
-    config.progress_monitor = monitor
     cache = None
     if backend.ahead_of_time:
         config.num_compute_capabilities = len(options.compute_capabilities)
@@ -73,9 +71,11 @@ def build_plan(
         cache = config.create_timing_cache(_timing_cache(folder))
         config.set_timing_cache(cache, ignore_mismatch=False)
     require_space(folder, onnx_path.with_name(f"{onnx_path.name}.data").stat().st_size)
-    plan = builder.build_serialized_network(network, config)
-    if monitor.interrupted:
-        raise KeyboardInterrupt
+    with deferred_interrupt() as interrupted:
+        config.progress_monitor = make_monitor(trt, progress, interrupted)
+        plan = builder.build_serialized_network(network, config)
+        if interrupted():
+            raise KeyboardInterrupt
     if plan is None:
         raise _refused(backend, name, "build", complaints)
     path = folder / f"{name}.plan"
