@@ -128,7 +128,7 @@ def test_every_spacing_on_a_batch_of_two(shape: str, reference: Any, bundle: Cal
         before = reference.scheduler
         reference.scheduler = EulerDiscreteScheduler.from_config(before.config, timestep_spacing=spacing)
         try:
-            for steps in (1, 4, 10):
+            for steps in (1, 4, 10, 25):
                 arguments: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": 3.5}
                 assert difference(reference, pipeline, PROMPTS[:2], PROMPTS[2], seed=6, **arguments) <= BOUND
             # Three prompts on a batch of two: the second run is padded, and its padding is dropped.
