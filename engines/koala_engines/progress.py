@@ -17,13 +17,14 @@ def deferred_interrupt() -> Iterator[Callable[[], bool]]:
     """Make Ctrl-C a flag while the block runs; yields a function that tells whether it came.
 
     An exception must not pass through the compiler's frames, which may be on the stack at any callback. Outside the
-    main thread Python delivers no signals, and nothing is changed.
+    main thread Python delivers no signals, and a caller may have it ignored: then nothing is changed.
     """
-    if threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
         yield lambda: False
         return
     came = threading.Event()
-    before = signal.signal(signal.SIGINT, lambda *_: came.set())
+    signal.signal(signal.SIGINT, lambda *_: came.set())
     try:
         yield came.is_set
     finally:

@@ -14,7 +14,7 @@ from koala_engines.backend import RTX_CAPABILITIES, Backend, check_capabilities,
 from koala_engines.options import Options
 from koala_engines.progress import deferred_interrupt, make_logger, make_monitor
 from koala_runtime.contract.errors import ArgumentError, BuildError
-from koala_runtime.contract.files import require_space
+from koala_runtime.contract.files import require_space, write_atomic
 from koala_runtime.contract.manifest import EngineKey, Manifest
 
 TIMING_CACHE = "timing.cache"
@@ -50,39 +50,39 @@ def build_plan(
     backend = open_backend(target)
     trt: Any = backend.trt
     logger, complaints = make_logger(trt)
-    builder = trt.Builder(logger)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(onnx_path)):
-        problems = [parser.get_error(index).desc() for index in range(parser.num_errors)]
-        raise _refused(backend, name, "parse", [*problems, *complaints])
-    config = builder.create_builder_config()
-    if options.optimization_level is not None:
-        config.builder_optimization_level = options.optimization_level
-    # All of a picture's work is captured on one stream; side streams would only add forks and joins to it.
-    config.max_aux_streams = 0
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
-    cache = None
-    if backend.ahead_of_time:
-        config.num_compute_capabilities = len(options.compute_capabilities)
-        for index, capability in enumerate(options.compute_capabilities):
-            config.set_compute_capability(getattr(trt.ComputeCapability, RTX_CAPABILITIES[capability]), index)
-    else:
-        cache = config.create_timing_cache(_timing_cache(folder))
-        config.set_timing_cache(cache, ignore_mismatch=False)
-    require_space(folder, onnx_path.with_name(f"{onnx_path.name}.data").stat().st_size)
     with deferred_interrupt() as interrupted:
+        builder = trt.Builder(logger)
+        network = builder.create_network(0)
+        parser = trt.OnnxParser(network, logger)
+        if not parser.parse_from_file(str(onnx_path)):
+            problems = [parser.get_error(index).desc() for index in range(parser.num_errors)]
+            raise _refused(backend, name, "parse", [*problems, *complaints])
+        config = builder.create_builder_config()
+        if options.optimization_level is not None:
+            config.builder_optimization_level = options.optimization_level
+        # All of a picture's work is captured on one stream; side streams would only add forks and joins to it.
+        config.max_aux_streams = 0
+        config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
+        cache = None
+        if backend.ahead_of_time:
+            config.num_compute_capabilities = len(options.compute_capabilities)
+            for index, capability in enumerate(options.compute_capabilities):
+                config.set_compute_capability(getattr(trt.ComputeCapability, RTX_CAPABILITIES[capability]), index)
+        else:
+            cache = config.create_timing_cache(_timing_cache(folder))
+            config.set_timing_cache(cache, ignore_mismatch=False)
+        require_space(folder, onnx_path.with_name(f"{onnx_path.name}.data").stat().st_size)
         config.progress_monitor = make_monitor(trt, progress, interrupted)
         plan = builder.build_serialized_network(network, config)
         if interrupted():
             raise KeyboardInterrupt
-    if plan is None:
-        raise _refused(backend, name, "build", complaints)
+        if plan is None:
+            raise _refused(backend, name, "build", complaints)
     path = folder / f"{name}.plan"
     with path.open("wb") as stream:
         stream.write(plan)
     if cache is not None:
-        (folder / TIMING_CACHE).write_bytes(bytes(cache.serialize()))
+        write_atomic(folder / TIMING_CACHE, bytes(cache.serialize()))
     return [path]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
@@ -40,19 +41,15 @@ def export_onnx(module: nn.Module, component: Component, path: Path) -> list[Pat
     """Trace ``module``, write ``path`` and ``path.data``, check them and return both. Raises BuildError."""
     inputs = example_inputs(component)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
-        program = torch.onnx.export(
-            module,
-            kwargs=inputs,
-            input_names=[tensor.name for tensor in component.inputs],
-            output_names=[tensor.name for tensor in component.outputs],
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
-    if program is None:
-        raise BuildError(component.name, expected="an ONNX program", found="none", mend="report the checkpoint")
+    try:
+        program = _trace(module, component, inputs)
+    except torch.onnx.OnnxExporterError as error:
+        raise BuildError(
+            component.name,
+            expected="a module that torch exports to ONNX",
+            found=str(error).strip().splitlines()[0],
+            mend="report the checkpoint's config.json",
+        ) from error
     model = program.model
     # The exporter notes stack traces and file paths of this machine on every node.
     for holder in (model, model.graph, *model.graph, *model.graph.initializers.values()):
@@ -66,6 +63,20 @@ def export_onnx(module: nn.Module, component: Component, path: Path) -> list[Pat
     program.save(path, external_data=True)
     _check(path, component)
     return [path, path.with_name(path.name + ".data")]
+
+
+def _trace(module: nn.Module, component: Component, inputs: dict[str, Tensor]) -> Any:
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
+        return torch.onnx.export(
+            module,
+            kwargs=inputs,
+            input_names=[tensor.name for tensor in component.inputs],
+            output_names=[tensor.name for tensor in component.outputs],
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+        )
 
 
 def _check(path: Path, component: Component) -> None:

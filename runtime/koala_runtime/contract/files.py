@@ -151,10 +151,16 @@ class Staging:
                 shutil.rmtree(leftover)
             else:
                 leftover.unlink(missing_ok=True)
-        if self.final.exists():
-            self.final.rename(self._old)
-        self.folder.rename(self.final)
-        shutil.rmtree(self._old, ignore_errors=True)
+        for attempt in range(3):
+            if self.final.exists():
+                self.final.rename(self._old)
+            try:
+                self.folder.rename(self.final)
+                break
+            except OSError:  # a reader came between the two renames and put the old folder back
+                if attempt == 2 or not self.final.exists():
+                    raise
+        _remove(self._old)
 
     def discard(self) -> None:
         """Remove what was built; for failures that building again would only repeat."""
@@ -167,11 +173,19 @@ class Staging:
 def restore(final: Path) -> None:
     """Undo a swap that was cut short: put the old folder back, or remove it where the new one is in place."""
     old = final.with_name(f".{final.name}.old")
+    if old.exists() and not final.exists():
+        old.rename(final)
+    _remove(old)
+
+
+def _remove(old: Path) -> None:
+    """Delete the folder ``old`` under another name, so that half of it is never taken for the whole."""
+    trash = old.with_suffix(".trash")
+    if trash.exists():
+        shutil.rmtree(trash, ignore_errors=True)
     if old.exists():
-        if final.exists():
-            shutil.rmtree(old, ignore_errors=True)
-        else:
-            old.rename(final)
+        old.rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)
 
 
 @contextmanager
