@@ -34,7 +34,7 @@ engines: $(READY) ## Build for this machine: make engines MODEL=... OUT=... [ARG
 	$(BIN)/koala engines $(OUT)
 
 test: $(READY) ## Run the tests (minutes, no GPU needed)
-	$(BIN)/python -m pytest -m "not full" -n 2 --dist worksteal
+	$(BIN)/python -m pytest -m "not full" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-full: $(READY) ## Run the slow tests too: full-size checkpoints, many kills (needs 24 GB of memory, 40 GB of disk)
 	$(BIN)/python -m pytest -m full

@@ -168,7 +168,7 @@ def works(
     return get
 
 
-QUICK = [("export", "old", "last", 3), ("cpu", "absent", "last", 3), ("rtx", "old", "last", 3)]
+QUICK = [("export", "old", "last", 2), ("cpu", "absent", "last", 3), ("rtx", "old", "last", 3)]
 ALL = itertools.product(["export", "cpu", "rtx"], ["absent", "old"], ["last", "each"], [5])
 FULL = [pytest.param(*case, marks=[pytest.mark.full, pytest.mark.timeout(3600)]) for case in ALL]
 
@@ -194,7 +194,7 @@ def test_killed_at_random_moments(
     work.finish()
 
 
-@pytest.mark.parametrize("name", ["export", "cpu"])
+@pytest.mark.parametrize("name", [pytest.param("export", marks=pytest.mark.full), "cpu"])
 def test_killed_between_the_two_renames(tmp_path: Path, works: Callable[[str, str], Work], name: str) -> None:
     work = works(name, "old")
     old = found(work.folder)
@@ -229,6 +229,7 @@ def test_goes_on_after_the_last_finished_component(works: Callable[[str, str], W
     assert found(work.folder) == replace(work.new, sampling=replace(work.new.sampling, num_inference_steps=7))
 
 
+@pytest.mark.full
 def test_two_exports_at_once_share_the_work(works: Callable[[str, str], Work]) -> None:
     work = works("export", "absent")
     said = [finish(process) for process in (start(*work.arguments), start(*work.arguments))]
@@ -237,7 +238,7 @@ def test_two_exports_at_once_share_the_work(works: Callable[[str, str], Work]) -
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT that can be sent to one process")
-@pytest.mark.parametrize("name", ["export", "rtx"])
+@pytest.mark.parametrize("name", [pytest.param("export", marks=pytest.mark.full), "rtx"])
 def test_ctrl_c(works: Callable[[str, str], Work], name: str) -> None:
     work = works(name, "old")
     old = found(work.folder)
