@@ -65,6 +65,7 @@ CASES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
         lambda t: edit_json(t / "checkpoint/text_encoder/config.json", num_hidden_layers=4),
         EXPORT,
     ),
+    "size of no picture": (lambda t: edit_json(t / "checkpoint/unet/config.json", sample_size=[16]), EXPORT),
     "missing tokenizer": (lambda t: (t / "checkpoint/tokenizer_2/merges.txt").unlink(), EXPORT),
     "damaged tokenizer": (lambda t: cut(t / "checkpoint/tokenizer/vocab.json"), EXPORT),
     "unsupported scheduler": (

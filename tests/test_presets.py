@@ -17,6 +17,7 @@ from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionMode
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from koala_export.presets import PRESETS, configs
+from koala_runtime.contract.configs import native_size, read_spec
 
 KOALA_700M = 782_822_724  # published: 782M (card); fp16 file 1.57 GB, ComfyUI's depths
 KOALA_1B = 1_161_184_324  # published: 1,161M (card); fp16 file 2.32 GB
@@ -52,6 +53,11 @@ def read(name: str) -> Any:
 
 def count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_every_preset_is_for_1024_pixels() -> None:
+    for name in PRESETS:
+        assert native_size(read(name), read_spec(read(name))) == (1024, 1024)
 
 
 def test_names() -> None:

@@ -20,8 +20,14 @@ def export(
         str, typer.Argument(help="A checkpoint folder, a hub name, or a preset such as koala-lightning-700m.")
     ],
     bundle: BundlePath,
-    height: Annotated[int, typer.Option(help="Pixels; static, a multiple of 8.")] = 1024,
-    width: Annotated[int, typer.Option(help="Pixels; static, a multiple of 8.")] = 1024,
+    height: Annotated[
+        int | None,
+        typer.Option(help="Pixels; static, a multiple of 8. Default: the checkpoint's own.", show_default=False),
+    ] = None,
+    width: Annotated[
+        int | None,
+        typer.Option(help="Pixels; static, a multiple of 8. Default: the checkpoint's own.", show_default=False),
+    ] = None,
     batch: Annotated[int, typer.Option(help="Pictures per run; static.")] = 1,
     precision: Annotated[str, typer.Option(help="fp16 or fp32; the sampler's arithmetic is fp32 in both.")] = "fp16",
     cfg: Annotated[

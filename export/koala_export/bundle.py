@@ -18,7 +18,7 @@ from filelock import FileLock
 from koala_export.checkpoint import Checkpoint
 from koala_export.source import open_source
 from koala_runtime.contract.codec import to_json
-from koala_runtime.contract.configs import read_spec
+from koala_runtime.contract.configs import native_size, read_spec
 from koala_runtime.contract.errors import ArgumentError, BundleError, KoalaError
 from koala_runtime.contract.files import FileEntry, Staging, prepare_output, require_space, write_json
 from koala_runtime.contract.io import Component, components
@@ -51,8 +51,8 @@ Report = Callable[[str], None]
 class Options:
     """What the command line offers. None: as the model card or the checkpoint says."""
 
-    height: int = 1024
-    width: int = 1024
+    height: int | None = None
+    width: int | None = None
     batch: int = 1
     precision: str = "fp16"
     cfg: bool | None = None
@@ -117,7 +117,10 @@ def _settle(checkpoint: Checkpoint, options: Options) -> tuple[ModelSpec, Profil
             found=f"{guidance:g}",
             mend="drop one of them",
         )
-    profile = Profile(options.height, options.width, options.batch, options.precision, cfg)
+    own = native_size(checkpoint.configs, spec)
+    given = (options.height, options.width)
+    height, width = (side if chosen is None else chosen for side, chosen in zip(own, given, strict=True))
+    profile = Profile(height, width, options.batch, options.precision, cfg)
     check_profile(profile, spec)
     return spec, profile, Sampling(steps, guidance if cfg else min(guidance, 1.0))
 

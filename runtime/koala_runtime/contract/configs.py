@@ -50,6 +50,20 @@ def read_spec(configs: Mapping[str, Config]) -> ModelSpec:
     )
 
 
+def native_size(configs: Mapping[str, Config], spec: ModelSpec) -> tuple[int, int]:
+    """Return the height and width in pixels that the U-Net was trained for, as diffusers takes it from sample_size."""
+    size = configs["unet"].get("sample_size") or 128  # StableDiffusionXLPipeline's default_sample_size
+    sides = size if isinstance(size, list) else [size, size]
+    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        raise CheckpointError(
+            "unet/config.json: sample_size",
+            expected="the height and width of the latents",
+            found=str(size),
+            mend="correct the file, or delete that line and pass --height and --width",
+        )
+    return sides[0] * spec.vae.scale_factor, sides[1] * spec.vae.scale_factor
+
+
 def read_scheduler(config: Config) -> SchedulerSpec:
     """Return the sampler's specification; raises CheckpointError for anything but a plain EulerDiscrete."""
     file = "scheduler/scheduler_config.json"
