@@ -19,7 +19,7 @@ from koala_export.tokenizer import tokenizer_json
 from koala_runtime.contract.errors import ArgumentError, BundleError, CheckpointError
 from koala_runtime.contract.manifest import TOKENIZERS
 from koala_runtime.prompts import MAX_CHARACTERS, PromptEncoder, check_text
-from tests.support.checkpoints import save_tokenizers
+from tests.support.checkpoints import save_clip_tokenizers
 
 LENGTH = 77
 START, END = 49406, 49407
@@ -53,7 +53,7 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def checkpoint_tokenizers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tokenizers")
-    save_tokenizers(folder)
+    save_clip_tokenizers(folder)
     return folder
 
 

@@ -1,6 +1,5 @@
 """Random-weight checkpoints of several SDXL shapes, saved by diffusers itself, with the real CLIP vocabulary.
 
-``python -m tests.support.checkpoints SHAPE FOLDER`` writes one; the tests make them through ``save_checkpoint``.
 Small enough that a picture takes a fraction of a second, and laid out like the real ones.
 """
 
@@ -8,11 +7,13 @@ from __future__ import annotations
 
 import gzip
 import json
-import sys
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import koala_tiny.checkpoint
+from koala_tiny.tokenizer import save_tokenizers
 
 
 @dataclass(frozen=True)
@@ -69,14 +70,17 @@ def save_checkpoint(shape: Shape, folder: Path, *, fp16: bool = False) -> Path:
     from diffusers import (
         AutoencoderKL,
         EulerDiscreteScheduler,
-        StableDiffusionXLPipeline,
         UNet2DConditionModel,
     )
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     torch.manual_seed(0)
     first, second = shape.hidden_sizes
-    pipeline = StableDiffusionXLPipeline(
+    return koala_tiny.checkpoint.save_checkpoint(
+        folder,
+        _clip_merges(),
+        fp16=fp16,
+        force_zeros=shape.force_zeros,
         vae=AutoencoderKL(
             down_block_types=["DownEncoderBlock2D"] * 4,
             up_block_types=["UpDecoderBlock2D"] * 4,
@@ -88,8 +92,6 @@ def save_checkpoint(shape: Shape, folder: Path, *, fp16: bool = False) -> Path:
         ),
         text_encoder=CLIPTextModel(CLIPTextConfig(**_text_config(first, "quick_gelu"))),
         text_encoder_2=CLIPTextModelWithProjection(CLIPTextConfig(**_text_config(second, "gelu"))),
-        tokenizer=None,
-        tokenizer_2=None,
         unet=UNet2DConditionModel(
             sample_size=16,
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
@@ -107,18 +109,7 @@ def save_checkpoint(shape: Shape, folder: Path, *, fp16: bool = False) -> Path:
             norm_num_groups=8,
         ),
         scheduler=EulerDiscreteScheduler(**(SCHEDULER | shape.scheduler)),
-        force_zeros_for_empty_prompt=shape.force_zeros,
-        add_watermarker=False,
     )
-    if fp16:
-        pipeline.to(torch.float16).save_pretrained(folder, variant="fp16")
-    else:
-        pipeline.save_pretrained(folder)
-    save_tokenizers(folder)
-    index = json.loads((folder / "model_index.json").read_text())
-    index |= {name: ["transformers", "CLIPTokenizer"] for name in ("tokenizer", "tokenizer_2")}
-    (folder / "model_index.json").write_text(json.dumps(index, indent=2))
-    return folder
 
 
 def save_full_size(preset: str, folder: Path) -> Path:
@@ -136,39 +127,13 @@ def save_full_size(preset: str, folder: Path) -> Path:
     for name, file in files.items():
         (folder / file).parent.mkdir(exist_ok=True)
         (folder / file).write_text(json.dumps(configs(PRESETS[preset])[name], indent=2))
-    save_tokenizers(folder)
+    save_clip_tokenizers(folder)
     return folder
 
 
-def save_tokenizers(folder: Path) -> None:
-    """Write both tokenizers as the Hugging Face repositories hold them: vocab.json, merges.txt and two configs."""
-    merges = _clip_merges()
-    characters = _byte_characters()
-    tokens = [
-        *characters,
-        *(c + "</w>" for c in characters),
-        *("".join(line.split()) for line in merges),
-    ]
-    tokens += ["<|startoftext|>", "<|endoftext|>"]
-    vocab = json.dumps({token: index for index, token in enumerate(tokens)}, ensure_ascii=False)
-    for name, pad in (("tokenizer", "<|endoftext|>"), ("tokenizer_2", "!")):
-        place = folder / name
-        place.mkdir(parents=True, exist_ok=True)
-        (place / "vocab.json").write_text(vocab, encoding="utf-8")
-        (place / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
-        special = {
-            "bos_token": "<|startoftext|>",
-            "eos_token": "<|endoftext|>",
-            "unk_token": "<|endoftext|>",
-        }
-        special["pad_token"] = pad
-        config = special | {
-            "model_max_length": 77,
-            "tokenizer_class": "CLIPTokenizer",
-            "do_lower_case": True,
-        }
-        (place / "special_tokens_map.json").write_text(json.dumps(special))
-        (place / "tokenizer_config.json").write_text(json.dumps(config))
+def save_clip_tokenizers(folder: Path) -> None:
+    """Write both tokenizers with CLIP's own vocabulary."""
+    save_tokenizers(folder, _clip_merges())
 
 
 def _text_config(hidden_size: int, activation: str) -> dict[str, Any]:
@@ -194,18 +159,3 @@ def _clip_merges() -> list[str]:
         raise RuntimeError("open_clip is not installed; `make` installs it without its dependencies")
     packed = Path(spec.submodule_search_locations[0]) / "bpe_simple_vocab_16e6.txt.gz"
     return gzip.decompress(packed.read_bytes()).decode("utf-8").split("\n")[1:48895]
-
-
-def _byte_characters() -> list[str]:
-    """GPT-2's printable stand-in for each byte, in CLIP's order: the printable ones first."""
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
-    others = [byte for byte in range(256) if byte not in printable]
-    return [chr(byte) for byte in printable] + [chr(256 + index) for index in range(len(others))]
-
-
-if __name__ == "__main__":
-    save_checkpoint(SHAPES[sys.argv[1]], Path(sys.argv[2]))

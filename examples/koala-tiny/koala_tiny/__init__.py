@@ -1,0 +1,1 @@
+"""koala-tiny: the pictures it learns from, its models and its training."""

@@ -1,0 +1,98 @@
+"""Trains the U-Net and both text encoders together, from nothing, on latents of drawn pictures."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from koala_tiny.data import Latents
+from koala_tiny.fit import Recipe, fit
+from koala_tiny.models import SCHEDULER, make_text_encoders, make_unet
+from koala_tiny.scenes import words
+from koala_tiny.tokenizer import PADS, merges_of_prompts, save_tokenizers, vocabulary
+
+RECIPE = Recipe("unet", steps=8500, learning_rate=1e-3, warmup=300, ema=0.998)
+BATCH = 64
+NO_PROMPT = 0.1  # share of pictures without text: zeros, what guidance is measured from
+EMPTY_PROMPT = 0.02  # share with an empty prompt, which the encoders do read
+
+
+def train_denoiser(latents: Latents, folder: Path, look: Any, recipe: Recipe = RECIPE) -> dict[str, Any]:
+    """Return the trained ``unet``, ``text_encoder`` and ``text_encoder_2``; ``look(step, models)`` may draw."""
+    torch.manual_seed(0)
+    merges = merges_of_prompts()
+    text_encoder, text_encoder_2 = make_text_encoders(len(vocabulary(merges)))
+    models: dict[str, Any] = {"unet": make_unet(), "text_encoder": text_encoder, "text_encoder_2": text_encoder_2}
+    _use_plain_attention(models)
+    tokenizers = _tokenizers(folder, merges)
+
+    def loss_of(step: int) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return _loss(models, tokenizers, latents, step)
+
+    fit(recipe, nn.ModuleDict(models), loss_of, folder, lambda step: look(step, models), look_every=2000)
+    return {name: model.eval() for name, model in models.items()}
+
+
+def _loss(models: dict[str, Any], tokenizers: list[Any], data: Latents, step: int) -> Tensor:
+    """Mean squared error of v = √ᾱ ε − √(1 − ᾱ) x₀ (Salimans and Ho, arXiv 2202.00512) at random timesteps."""
+    rng = Random(f"step {step}")
+    chosen = [rng.randrange(len(data.requests)) for _ in range(BATCH)]
+    prompts = ["" if rng.random() < EMPTY_PROMPT else words(data.requests[i], rng) for i in chosen]
+    hidden, pooled = _embed(models, tokenizers, prompts)
+    keep = torch.tensor([rng.random() >= NO_PROMPT for _ in chosen])
+    clean = data.latents[chosen].float()
+    # One timestep from each of BATCH equal slices: the loss varies less than with independent draws.
+    timestep = ((torch.arange(BATCH) + torch.rand(BATCH)) * (1000 / BATCH)).long()
+    noise = torch.randn_like(clean)
+    signal = _alphas_cumprod()[timestep].sqrt().view(-1, 1, 1, 1)
+    spread = (1 - signal**2).sqrt()
+    prediction = models["unet"](
+        signal * clean + spread * noise,
+        timestep,
+        encoder_hidden_states=hidden * keep.view(-1, 1, 1),
+        added_cond_kwargs={"text_embeds": pooled * keep.view(-1, 1), "time_ids": data.time_ids[chosen].float()},
+        return_dict=False,
+    )[0]
+    return nn.functional.mse_loss(prediction.float(), signal * noise - spread * clean)
+
+
+def _embed(models: dict[str, Any], tokenizers: list[Any], prompts: list[str]) -> tuple[Tensor, Tensor]:
+    outputs = [
+        models[name](
+            tokenizer(prompts, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids,
+            output_hidden_states=True,
+        )
+        for name, tokenizer in zip(("text_encoder", "text_encoder_2"), tokenizers, strict=True)
+    ]
+    hidden = torch.cat([output.hidden_states[-2] for output in outputs], dim=-1)
+    return hidden, outputs[1].text_embeds
+
+
+def _tokenizers(folder: Path, merges: list[str]) -> list[Any]:
+    from transformers import CLIPTokenizer
+
+    save_tokenizers(folder, merges)
+    return [CLIPTokenizer.from_pretrained(folder / name) for name in PADS]
+
+
+@cache
+def _alphas_cumprod() -> Tensor:
+    from diffusers import EulerDiscreteScheduler
+
+    alphas: Tensor = EulerDiscreteScheduler(**SCHEDULER).alphas_cumprod
+    return alphas
+
+
+def _use_plain_attention(models: dict[str, Any]) -> None:
+    """Plain matrix products: on CPU the backward pass of the fused kernel is twice as slow at these sizes."""
+    from diffusers.models.attention_processor import AttnProcessor
+
+    models["unet"].set_attn_processor(AttnProcessor())
+    for name in ("text_encoder", "text_encoder_2"):
+        models[name].set_attn_implementation("eager")

@@ -1,0 +1,76 @@
+"""Train koala-tiny from nothing: ``python examples/koala-tiny/train.py``.
+
+About two hours on two CPU cores. Stop it when you like (Ctrl-C); the same command goes on where it was. Its state and
+contact sheets are under ``build/koala-tiny``; at the end the checkpoint is written next to this file.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import warnings
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from koala_tiny.autoencoder import train_vae
+from koala_tiny.checkpoint import save_checkpoint
+from koala_tiny.data import load_latents
+from koala_tiny.denoiser import train_denoiser
+from koala_tiny.models import SCHEDULER
+from koala_tiny.scenes import random_request, words
+from koala_tiny.tokenizer import merges_of_prompts
+
+HERE = Path(__file__).resolve().parent
+PICTURES = 14 * 4096  # what the U-Net learns from, each about ten times
+
+
+def main() -> None:
+    """Train both stages and write the checkpoint."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--state", type=Path, default=Path("build/koala-tiny"), help="where to keep what is not done")
+    parser.add_argument("--output", type=Path, default=HERE / "checkpoint", help="where to write the checkpoint")
+    arguments = parser.parse_args()
+    arguments.state.mkdir(parents=True, exist_ok=True)
+    # Euler's sigmas are numpy arrays, which diffusers hands to torch in a way that numpy 2 warns of.
+    warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
+
+    vae = train_vae(arguments.state)
+    latents = load_latents(vae, arguments.state / "latents", PICTURES)
+
+    def save(models: dict[str, Any], folder: Path) -> Path:
+        from diffusers import EulerDiscreteScheduler
+
+        copies = {name: copy.deepcopy(model) for name, model in {**models, "vae": vae}.items()}
+        scheduler = EulerDiscreteScheduler(**SCHEDULER)
+        return save_checkpoint(folder, merges_of_prompts(), fp16=True, scheduler=scheduler, **copies)
+
+    def look(step: int, models: dict[str, Any]) -> None:
+        folder = save(models, arguments.state / "so-far")
+        contact_sheet(folder).save(arguments.state / f"sheet-{step:06d}.png")
+
+    models = train_denoiser(latents, arguments.state, look)
+    print(f"wrote {save(models, arguments.output)}")
+
+
+def contact_sheet(folder: Path, columns: int = 8, rows: int = 4) -> Image.Image:
+    """Draw random prompts with diffusers, ten steps and guidance 3.5, always the same ones."""
+    from diffusers import StableDiffusionXLPipeline
+
+    pipeline = StableDiffusionXLPipeline.from_pretrained(folder, variant="fp16", dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    rng = Random("sheet")
+    prompts = [words(random_request(rng, things=1 + i % 2)) for i in range(columns * rows)]
+    generator = torch.Generator().manual_seed(0)
+    settings = {"num_inference_steps": 10, "guidance_scale": 3.5, "height": 128, "width": 128}
+    pictures = [np.asarray(p) for p in pipeline(prompts, generator=generator, **settings).images]
+    lines = [np.concatenate(pictures[start : start + columns], 1) for start in range(0, len(pictures), columns)]
+    return Image.fromarray(np.concatenate(lines, 0))
+
+
+if __name__ == "__main__":
+    main()
