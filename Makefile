@@ -2,7 +2,7 @@
 PYTHON ?= python3
 MODEL  ?= koala-lightning-700m
 OUT    ?= bundles/$(notdir $(MODEL))
-PROMPT ?= a koala asleep in a eucalyptus tree
+PROMPT ?= a small red circle left of a blue square on a white background
 ARGS   ?=
 # TensorRT is installed where there is an NVIDIA driver to build with.
 EXTRAS ?= export,rtx,dev$(if $(shell command -v nvidia-smi 2>/dev/null),$(comma)tensorrt)
@@ -23,9 +23,8 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --no-deps -c constraints.txt open_clip_torch
 	@touch $(READY)
 
-image: $(READY) ## Draw a picture: make image PROMPT="..." (a small random-weight checkpoint: colours, not koalas)
-	@test -d build/checkpoint/unet || $(BIN)/python -W ignore -m tests.support.checkpoints koala-700m-like build/checkpoint
-	$(BIN)/koala export build/checkpoint build/bundle --height 256 --width 256 --precision fp32 --steps 10
+image: $(READY) ## Draw a picture: make image PROMPT="a large green star on a black background"
+	$(BIN)/koala export examples/koala-tiny/checkpoint build/bundle --steps 10 --guidance-scale 2
 	$(BIN)/koala engines build/bundle --target cpu
 	$(BIN)/koala run build/bundle "$(PROMPT)" --seed 0 --output koala.png
 

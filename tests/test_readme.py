@@ -43,6 +43,8 @@ def workspace(
     (repository / "refs" / "main").write_text(COMMIT)
     for name in ("Makefile", "pyproject.toml", "constraints.txt"):
         shutil.copy2(ROOT / name, folder / name)
+    tiny = Path("examples", "koala-tiny", "checkpoint")
+    shutil.copytree(ROOT / tiny, folder / tiny)
     if (ROOT / ".venv").exists():
         (folder / ".venv").symlink_to(ROOT / ".venv")
     programs = str(Path(sys.executable).parent)

@@ -34,13 +34,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--state", type=Path, default=Path("build/koala-tiny"), help="where to keep what is not done")
     parser.add_argument("--output", type=Path, default=HERE / "checkpoint", help="where to write the checkpoint")
+    parser.add_argument("--share", type=float, default=1.0, help="a share of all steps and pictures, to try it out")
     arguments = parser.parse_args()
     arguments.state.mkdir(parents=True, exist_ok=True)
     # Euler's sigmas are numpy arrays, which diffusers hands to torch in a way that numpy 2 warns of.
     warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
 
-    vae = train_vae(arguments.state)
-    latents = load_latents(vae, arguments.state / "latents", PICTURES)
+    vae = train_vae(arguments.state, arguments.share)
+    latents = load_latents(vae, arguments.state / "latents", round(PICTURES * arguments.share))
 
     def save(models: dict[str, Any], folder: Path) -> Path:
         from diffusers import EulerDiscreteScheduler
@@ -53,7 +54,7 @@ def main() -> None:
         folder = save(models, arguments.state / "so-far")
         contact_sheet(folder).save(arguments.state / f"sheet-{step:06d}.png")
 
-    models = train_denoiser(latents, arguments.state, look)
+    models = train_denoiser(latents, arguments.state, look, arguments.share)
     print(f"wrote {save(models, arguments.output)}")
 
 

@@ -6,6 +6,8 @@ two of the four channels nearly unused and with them the edges between colours o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -26,14 +28,21 @@ WINDOW = 64  # pixels
 STRONG_KL, WEAK_KL = 3e-4, 2e-5
 
 
-def train_vae(folder: Path, batch: int = 32) -> Any:
-    """Return the trained AutoencoderKL; times its scaling_factor, each channel of the latents has unit variance."""
+def train_vae(folder: Path, share: float = 1.0, batch: int = 32) -> Any:
+    """Return the AutoencoderKL after a ``share`` of the steps.
+
+    Times its scaling_factor, each channel of the latents has unit variance.
+    """
     torch.manual_seed(0)
     modules = nn.ModuleDict({"vae": make_vae()})
     # Each stage starts with the weights of the one before; one that is done is loaded and passes.
-    fit(BRIGHTNESS, modules, lambda step: _loss(modules["vae"], _windows(step, batch), STRONG_KL), folder)
-    fit(COLOUR, modules, lambda step: _loss(modules["vae"], _windows(10**6 + step, batch), WEAK_KL), folder)
-    fit(WHOLE, modules, lambda step: _loss(modules["vae"], _whole(step, batch // 4), WEAK_KL), folder)
+    stages: tuple[tuple[Recipe, Callable[[int], Tensor], float], ...] = (
+        (BRIGHTNESS, lambda step: _windows(step, batch), STRONG_KL),
+        (COLOUR, lambda step: _windows(10**6 + step, batch), WEAK_KL),
+        (WHOLE, lambda step: _whole(step, batch // 4), WEAK_KL),
+    )
+    for recipe, pictures, kl_weight in stages:
+        fit(recipe.shortened(share), modules, partial(_loss, modules["vae"], pictures, kl_weight), folder)
     vae: Any = modules["vae"].eval()
     normalise_latents(vae, torch.cat([_whole(10**6 + i, 32) for i in range(16)]))
     return vae
@@ -81,8 +90,9 @@ def _windows(seed: int, count: int) -> Tensor:
     return to_tensor(pictures)
 
 
-def _loss(vae: Any, pictures: Tensor, kl_weight: float) -> Tensor:
+def _loss(vae: Any, pictures_of: Callable[[int], Tensor], kl_weight: float, step: int) -> Tensor:
     """Mean absolute error of pixels and of their differences to neighbours, which keeps edges sharp, and KL."""
+    pictures = pictures_of(step)
     with torch.autocast("cpu", torch.bfloat16):
         posterior = vae.encode(pictures).latent_dist
         error = vae.decode(posterior.sample()).sample.float() - pictures

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,11 @@ class Recipe:
     warmup: int = 200
     weight_decay: float = 0.01
     ema: float = 0.0  # decay per step of the averaged weights; 0 keeps none
+
+    def shortened(self, share: float) -> Recipe:
+        """Return the same with a share of the steps, for a trial."""
+        steps = max(2, round(self.steps * share))
+        return replace(self, steps=steps, warmup=min(self.warmup, steps // 2))
 
 
 def fit(

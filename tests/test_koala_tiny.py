@@ -1,0 +1,193 @@
+"""The committed checkpoint draws what it is told, and a line that is wrong somewhere does not.
+
+The pictures are judged by looking at them (``tests/support/judge.py``); what is left out of training is what is asked
+for. Full figures: ``python -m tests.support.koala_tiny BUNDLE``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import koala_runtime.pipeline
+from koala_engines.build import build_engines
+from koala_export.bundle import Options, export_bundle
+from koala_runtime import Pipeline
+from koala_runtime.contract.manifest import read_manifest
+from koala_runtime.prompts import PromptEncoder
+from koala_runtime.schedule import make_schedule
+from koala_tiny.scenes import words
+from tests.support.judge import look
+from tests.support.koala_tiny import CHECKPOINT, picture, requests, score
+
+SINGLES, PAIRS = requests(1, 20), requests(2, 20)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("koala-tiny") / "bundle"
+    export_bundle(str(CHECKPOINT), folder, Options(num_inference_steps=10, guidance_scale=2.0))
+    build_engines(folder, "cpu")
+    return folder
+
+
+@pytest.fixture
+def pipe(bundle: Path) -> Iterator[Pipeline]:
+    with Pipeline(bundle) as pipe:
+        yield pipe
+
+
+def assert_it_draws_what_it_is_told(pipe: Pipeline) -> None:
+    """Bounds of today's checkpoint, whose training is not finished; 0.95 and 0.70 is what it is to reach."""
+    assert score(pipe, SINGLES).share() >= 0.5
+    assert score(pipe, PAIRS).share() >= 0.65
+
+
+def test_it_draws_what_it_is_told(pipe: Pipeline) -> None:
+    assert_it_draws_what_it_is_told(pipe)
+
+
+@pytest.mark.full
+def test_three_hundred_prompts(pipe: Pipeline) -> None:
+    assert score(pipe, requests(1, 150)).share() >= 0.6
+    assert score(pipe, requests(2, 150)).share() >= 0.7
+
+
+# --- what must not go unseen
+
+
+def reversed_timesteps(spec: Any, steps: int) -> Any:
+    schedule = make_schedule(spec, steps)
+    return replace(schedule, timesteps=schedule.timesteps[::-1].copy())
+
+
+def unit_noise(spec: Any, steps: int) -> Any:
+    return replace(make_schedule(spec, steps), init_noise_sigma=1.0)
+
+
+def late_sigmas(spec: Any, steps: int) -> Any:
+    schedule = make_schedule(spec, steps)
+    return replace(schedule, sigmas=np.append(schedule.sigmas[1:], np.float32(0)))
+
+
+@pytest.mark.parametrize("broken", [reversed_timesteps, unit_noise, late_sigmas])
+def test_a_broken_sampler_is_seen(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, broken: Any) -> None:
+    monkeypatch.setattr(koala_runtime.pipeline, "make_schedule", broken)
+    with pytest.raises(AssertionError):
+        assert_it_draws_what_it_is_told(pipe)
+
+
+def after_filling(monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, Any]], None]) -> None:
+    fill = Pipeline._fill
+
+    def changed(self: Pipeline, program: Any, *rest: Any) -> None:
+        fill(self, program, *rest)
+        change(program.buffers)
+
+    monkeypatch.setattr(Pipeline, "_fill", changed)
+
+
+def test_exchanged_guidance_rows_are_seen(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exchange(buffers: dict[str, Any]) -> None:
+        for name in ("input_ids", "input_ids_2", "prompt_mask"):
+            buffers[name].write(buffers[name].read()[::-1].copy())
+
+    after_filling(monkeypatch, exchange)
+    with pytest.raises(AssertionError):
+        assert_it_draws_what_it_is_told(pipe)
+
+
+def assert_it_obeys_micro_conditioning(pipe: Pipeline) -> None:
+    """A crop's corner moves the thing up and to the left, and a small original size blurs it, as in training."""
+    prompt = "a large green circle in the centre on a white background"
+    for seed in range(4):
+        whole = look(picture(pipe, prompt, seed))
+        cropped = look(picture(pipe, prompt, seed, crops_coords_top_left=(30, 30)))
+        soft = look(picture(pipe, prompt, seed, original_size=(16, 16)))
+        assert cropped.things[0].x < whole.things[0].x - 8
+        assert cropped.things[0].y < whole.things[0].y - 8
+        assert soft.edge > 1.3 * whole.edge
+
+
+def test_it_obeys_micro_conditioning(pipe: Pipeline) -> None:
+    assert_it_obeys_micro_conditioning(pipe)
+
+
+def test_a_dropped_micro_conditioning_is_seen(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    after_filling(monkeypatch, lambda buffers: buffers["time_ids"].write(np.zeros_like(buffers["time_ids"].read())))
+    with pytest.raises(AssertionError):
+        assert_it_obeys_micro_conditioning(pipe)
+
+
+def test_exchanged_tokenizer_pads_are_seen(bundle: Path, pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    swapped = PromptEncoder((bundle / "tokenizer_2", bundle / "tokenizer"))
+    monkeypatch.setattr(pipe, "_prompts", swapped)
+    with pytest.raises(AssertionError):
+        assert_it_draws_what_it_is_told(pipe)
+
+
+# --- guidance and negative prompts
+
+
+def test_guidance_matters(pipe: Pipeline) -> None:
+    assert score(pipe, PAIRS).right > score(pipe, PAIRS, guidance_scale=1.0).right
+
+
+def test_the_negative_prompt_works(pipe: Pipeline) -> None:
+    """A colour that the prompt leaves open is drawn less often where the negative prompt names it."""
+
+    def share_of_red(negative: str | None) -> float:
+        seen = [
+            look(picture(pipe, "a circle on a white background", seed, negative_prompt=negative)) for seed in range(24)
+        ]
+        return float(np.mean([any(thing.colour == "red" for thing in sight.things) for sight in seen]))
+
+    assert share_of_red("a red circle on a white background") < share_of_red(None)
+
+
+# --- the checkpoint itself
+
+
+def test_it_is_laid_out_like_the_real_ones() -> None:
+    files = {str(path.relative_to(CHECKPOINT).as_posix()) for path in CHECKPOINT.rglob("*") if path.is_file()}
+    weights = {f"{name}/model.fp16.safetensors" for name in ("text_encoder", "text_encoder_2")}
+    weights |= {f"{name}/diffusion_pytorch_model.fp16.safetensors" for name in ("unet", "vae")}
+    configs = {f"{name}/config.json" for name in ("text_encoder", "text_encoder_2", "unet", "vae")}
+    names = ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json")
+    tokenizers = {f"{folder}/{name}" for folder in ("tokenizer", "tokenizer_2") for name in names}
+    assert files == {"model_index.json", "scheduler/scheduler_config.json"} | weights | configs | tokenizers
+    assert sum((CHECKPOINT / name).stat().st_size for name in files) <= 16e6
+    unet = json.loads((CHECKPOINT / "unet" / "config.json").read_text())
+    assert unet["mid_block_type"] is None
+    assert unet["layers_per_block"] == 1
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_diffusers_draws_the_same(tmp_path: Path) -> None:
+    from diffusers import StableDiffusionXLPipeline
+
+    export_bundle(str(CHECKPOINT), tmp_path / "bundle", Options(precision="fp32", guidance_scale=2.0))
+    build_engines(tmp_path / "bundle", "cpu")
+    reference: Any = StableDiffusionXLPipeline.from_pretrained(CHECKPOINT, variant="fp16", dtype=torch.float32)
+    reference.set_progress_bar_config(disable=True)
+    with Pipeline(tmp_path / "bundle") as pipe:
+        for seed, request in enumerate([*SINGLES[:2], *PAIRS[:2]]):
+            settings = {"num_inference_steps": 10, "guidance_scale": 2.0}
+            generator = torch.Generator().manual_seed(seed)
+            theirs = reference(words(request), generator=generator, height=128, width=128, **settings).images[0]
+            ours = picture(pipe, words(request), seed, **settings)
+            assert np.abs(ours.astype(int) - np.asarray(theirs).astype(int)).max() <= 2
+
+
+def test_rtx_plans_build(bundle: Path) -> None:
+    build_engines(bundle, "rtx")
+    assert read_manifest(bundle).profile.height == 128  # its own size, from sample_size
+    plans = [path for path in (bundle / "engines" / "rtx").rglob("*") if path.is_file() and path.stat().st_size > 1e5]
+    assert len(plans) == 4
