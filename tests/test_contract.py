@@ -38,8 +38,9 @@ PROFILES = [Profile(), Profile(512, 768, 3, "fp32", cfg=False), Profile(64, 64, 
 
 def manifest_of(preset: str, profile: Profile) -> Manifest:
     spec = read_spec(configs(PRESETS[preset]))
-    entries = tuple(ComponentEntry(c.name, c.inputs, c.outputs, tuple(FILES)) for c in components(spec, profile))
-    return Manifest(1, Origin("ab", {"torch": "2.9"}), "passed", spec, profile, Sampling(25, 7.5), entries, FILES)
+    entries = tuple(ComponentEntry(c.name, c.inputs, c.outputs, 0, tuple(FILES)) for c in components(spec, profile))
+    origin, sampling = Origin("ab", {"torch": "2.9"}), Sampling(25, 7.5)
+    return Manifest(1, origin, "passed", spec, profile, sampling, ("hoist",), entries, FILES)
 
 
 MANIFESTS = [manifest_of(preset, profile) for preset in PRESETS for profile in PROFILES]

@@ -47,6 +47,9 @@ def export(
     gate: Annotated[
         bool, typer.Option("--gate/--no-gate", help="Compare every component with PyTorch before accepting it.")
     ] = True,
+    without: Annotated[
+        list[str] | None, typer.Option(help="A graph pass to leave out: hoist. May be repeated.", show_default=False)
+    ] = None,
 ) -> None:
     """Turn a diffusers checkpoint into a bundle of ONNX components.
 
@@ -58,7 +61,17 @@ def export(
 
     _quiet_libraries()
     options = Options(
-        height, width, batch, precision, cfg, steps, guidance_scale, timestep_spacing, random_weights, gate
+        height,
+        width,
+        batch,
+        precision,
+        cfg,
+        steps,
+        guidance_scale,
+        timestep_spacing,
+        random_weights,
+        gate,
+        tuple(without or ()),
     )
     with working() as report:
         written = export_bundle(source, bundle, options, report)

@@ -16,8 +16,9 @@ import torch
 from filelock import FileLock
 
 from koala_export.checkpoint import Checkpoint
+from koala_export.passes import choose_passes
 from koala_export.source import open_source
-from koala_runtime.contract.codec import to_json
+from koala_runtime.contract.codec import from_json, to_json
 from koala_runtime.contract.configs import native_size, read_spec
 from koala_runtime.contract.errors import ArgumentError, BundleError, KoalaError
 from koala_runtime.contract.files import FileEntry, Staging, prepare_output, require_space, write_json
@@ -61,6 +62,7 @@ class Options:
     timestep_spacing: str | None = None
     random_weights: bool = False
     gate: bool = True
+    without: tuple[str, ...] = ()
 
 
 def export_bundle(source: str, bundle: Path, options: Options | None = None, report: Report = lambda _: None) -> bool:
@@ -74,7 +76,8 @@ def export_bundle(source: str, bundle: Path, options: Options | None = None, rep
     spec, profile, sampling = _settle(checkpoint, options)
     origin = Origin(checkpoint.digest(), {tool: version(tool) for tool in _TOOLS})
     gate = "passed" if options.gate else "skipped"
-    manifest = Manifest(SCHEMA_VERSION, origin, gate, spec, profile, sampling, (), {})
+    passes = choose_passes(options.without)
+    manifest = Manifest(SCHEMA_VERSION, origin, gate, spec, profile, sampling, passes, (), {})
     with prepare_output(bundle, FileLock):
         reasons = _changes(bundle, manifest)
         if not reasons:
@@ -143,7 +146,7 @@ def _changes(bundle: Path, wanted: Manifest) -> list[str]:
     except BundleError as error:
         return [str(error)]
     reasons = []
-    for name in ("origin", "gate", "spec", "profile", "sampling"):
+    for name in ("origin", "gate", "spec", "profile", "sampling", "passes"):
         before, now = getattr(old, name), getattr(wanted, name)
         if before != now and not (name == "gate" and before == "passed"):
             reasons.append(f"{name} changed")
@@ -162,9 +165,13 @@ def _write(staging: Staging, checkpoint: Checkpoint, manifest: Manifest, gate: b
         if done:
             report(f"{component.name}: finished before, kept")
         else:
-            paths = _export_component(component, staging.folder / "onnx", checkpoint, manifest, gate, report)
-            done = staging.finish(component.name, paths)
-        entries.append(ComponentEntry(component.name, component.inputs, component.outputs, tuple(done.files)))
+            parts = _export_component(component, staging.folder / "onnx", checkpoint, manifest, gate, report)
+            paths = [path for _, files_of in parts for path in files_of]
+            done = staging.finish(component.name, paths, parts=json.dumps([to_json(part) for part, _ in parts]))
+        for data in json.loads(done.facts["parts"]):
+            part = from_json(Component, data)
+            names = tuple(name for name in done.files if Path(name).name.startswith(f"{part.name}.onnx"))
+            entries.append(ComponentEntry(part.name, part.inputs, part.outputs, part.steps, names))
         files |= done.files
     paths = []
     for name in TOKENIZERS:
@@ -178,19 +185,26 @@ def _write(staging: Staging, checkpoint: Checkpoint, manifest: Manifest, gate: b
 
 def _export_component(
     component: Component, folder: Path, checkpoint: Checkpoint, manifest: Manifest, gate: bool, report: Report
-) -> list[Path]:
+) -> list[tuple[Component, list[Path]]]:
+    """Trace a component and write what the passes make of it: itself, or several that compute the same in turn."""
     from koala_export.gate import check_component
     from koala_export.modules import build_module
-    from koala_export.trace import export_onnx
+    from koala_export.passes import run_passes
+    from koala_export.trace import save, trace
 
     report(f"{component.name}: loading")
     module = build_module(component.name, checkpoint, manifest.spec, manifest.profile)
     require_space(folder, sum(value.nbytes for value in module.state_dict().values()))
     report(f"{component.name}: tracing")
     with torch.no_grad():
-        paths = export_onnx(module, component, folder / f"{component.name}.onnx")
+        model = trace(module, component)
+    parts = []
+    for part, graph in run_passes(component, model, manifest.passes, report):
+        parts.append((part, save(graph, part, folder)))
+    del model
     if gate:
         report(f"{component.name}: comparing with PyTorch")
-        for output, agreement in check_component(module, component, paths[0], manifest.profile.precision).items():
+        files = [(part, paths[0]) for part, paths in parts]
+        for output, agreement in check_component(module, component, files, manifest.profile.precision).items():
             report(f"{component.name}: {output} agrees with PyTorch ({agreement})")
-    return paths
+    return parts

@@ -11,10 +11,10 @@ from koala_runtime.contract.codec import CodecError, from_json
 from koala_runtime.contract.errors import BundleError, TargetError
 from koala_runtime.contract.files import FileEntry
 from koala_runtime.contract.gpu import GPU
-from koala_runtime.contract.io import IOTensor
+from koala_runtime.contract.io import Component
 from koala_runtime.contract.spec import ModelSpec, Profile, Sampling
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 ENGINE_RECORD = "engine.json"
 TOKENIZERS = ("tokenizer", "tokenizer_2")
@@ -24,13 +24,10 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class ComponentEntry:
-    """A component in a bundle: its I/O table and its files, the ONNX graph first, then its external data."""
+class ComponentEntry(Component):
+    """A component in a bundle, and its files: the ONNX graph first, then its external data."""
 
-    name: str
-    inputs: tuple[IOTensor, ...]
-    outputs: tuple[IOTensor, ...]
-    files: tuple[str, ...]
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -43,7 +40,10 @@ class Origin:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole of manifest.json. ``gate`` is ``passed``, or ``skipped`` where the exporter was told so."""
+    """The whole of manifest.json.
+
+    ``gate`` is ``passed``, or ``skipped`` where the exporter was told so; ``passes`` names the graph passes that ran.
+    """
 
     schema_version: int
     origin: Origin
@@ -51,6 +51,7 @@ class Manifest:
     spec: ModelSpec
     profile: Profile
     sampling: Sampling
+    passes: tuple[str, ...]
     components: tuple[ComponentEntry, ...]
     files: dict[str, FileEntry]
 
