@@ -96,6 +96,7 @@ CASES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
     "random weights of a folder": (nothing, (*EXPORT, "--random-weights")),
     # --- export options
     "height": (nothing, ("export", "{tmp}/checkpoint", "{tmp}/new", "--height", "1020")),
+    "no such pass": (nothing, (*EXPORT, "--without", "hoisting")),
     "tiny": (nothing, ("export", "{tmp}/checkpoint", "{tmp}/new", "--width", "8")),
     "batch": (nothing, (*EXPORT, "--batch", "0")),
     "precision": (nothing, (*EXPORT, "--precision", "int8")),

@@ -6,6 +6,7 @@ import json
 import platform
 import shutil
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,10 +19,12 @@ from koala_cli.screen import megabytes, plain, stdout
 from koala_runtime.contract.codec import to_json
 from koala_runtime.contract.errors import TargetError
 from koala_runtime.contract.gpu import query_driver
+from koala_runtime.contract.io import IOTensor
 from koala_runtime.contract.manifest import TARGETS, EngineRecord, Manifest, read_engine_record, read_manifest
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
+_MANY = 10  # tensors that are listed one by one
 _PACKAGES = (
     *("koala-trt", "numpy", "onnxruntime", "tokenizers", "pillow", "torch", "diffusers", "transformers", "onnx"),
     *("tensorrt", "tensorrt-rtx-cu13"),
@@ -136,8 +139,13 @@ def _print_engines(manifest: Manifest, records: dict[str, EngineRecord]) -> None
     stdout.print(table)
 
 
-def _tensors(tensors: Any) -> str:
-    return "\n".join(plain(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}") for tensor in tensors)
+def _tensors(tensors: Sequence[IOTensor]) -> str:
+    """One per line; of many, which only a prologue and its step have, the first few and the size of the rest."""
+    shown = len(tensors) if len(tensors) <= _MANY else _MANY - 4
+    lines = [plain(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}") for tensor in tensors[:shown]]
+    if rest := tensors[shown:]:
+        lines.append(f"and {len(rest)} more, {sum(tensor.nbytes for tensor in rest) / 1e6:,.1f} MB")
+    return "\n".join(lines)
 
 
 def _version(package: str) -> str:
