@@ -20,6 +20,7 @@ from koala_export.passes import choose_passes
 from koala_export.source import open_source
 from koala_runtime.contract.codec import from_json, to_json
 from koala_runtime.contract.configs import native_size, read_spec
+from koala_runtime.contract.counts import Counts
 from koala_runtime.contract.errors import ArgumentError, BundleError, KoalaError
 from koala_runtime.contract.files import FileEntry, Staging, prepare_output, require_space, write_json
 from koala_runtime.contract.io import Component, components
@@ -77,7 +78,7 @@ def export_bundle(source: str, bundle: Path, options: Options | None = None, rep
     origin = Origin(checkpoint.digest(), {tool: version(tool) for tool in _TOOLS})
     gate = "passed" if options.gate else "skipped"
     passes = choose_passes(options.without)
-    manifest = Manifest(SCHEMA_VERSION, origin, gate, spec, profile, sampling, passes, (), {})
+    manifest = Manifest(SCHEMA_VERSION, origin, gate, spec, profile, sampling, passes, {}, (), {})
     with prepare_output(bundle, FileLock):
         reasons = _changes(bundle, manifest)
         if not reasons:
@@ -158,20 +159,20 @@ def _changes(bundle: Path, wanted: Manifest) -> list[str]:
 
 def _write(staging: Staging, checkpoint: Checkpoint, manifest: Manifest, gate: bool, report: Report) -> None:
     files: dict[str, FileEntry] = {}
-    entries = []
+    entries: list[ComponentEntry] = []
+    traced: dict[str, Counts] = {}
     (staging.folder / "onnx").mkdir(exist_ok=True)
     for component in components(manifest.spec, manifest.profile):
         done = staging.finished(component.name)
         if done:
             report(f"{component.name}: finished before, kept")
         else:
-            parts = _export_component(component, staging.folder / "onnx", checkpoint, manifest, gate, report)
-            paths = [path for _, files_of in parts for path in files_of]
-            done = staging.finish(component.name, paths, parts=json.dumps([to_json(part) for part, _ in parts]))
-        for data in json.loads(done.facts["parts"]):
-            part = from_json(Component, data)
-            names = tuple(name for name in done.files if Path(name).name.startswith(f"{part.name}.onnx"))
-            entries.append(ComponentEntry(part.name, part.inputs, part.outputs, part.steps, names))
+            before, parts = _export_component(component, staging.folder / "onnx", checkpoint, manifest, gate, report)
+            paths = [staging.folder / name for part in parts for name in part.files]
+            facts = {"before": json.dumps(to_json(before)), "parts": json.dumps(to_json(parts))}
+            done = staging.finish(component.name, paths, **facts)
+        traced[component.name] = from_json(Counts, json.loads(done.facts["before"]))
+        entries += [from_json(ComponentEntry, part) for part in json.loads(done.facts["parts"])]
         files |= done.files
     paths = []
     for name in TOKENIZERS:
@@ -180,13 +181,14 @@ def _write(staging: Staging, checkpoint: Checkpoint, manifest: Manifest, gate: b
         path.write_bytes(checkpoint.tokenizer(name))
         paths.append(path)
     files |= staging.finish("tokenizers", paths).files
-    write_json(staging.folder / MANIFEST, replace(manifest, components=tuple(entries), files=files))
+    write_json(staging.folder / MANIFEST, replace(manifest, traced=traced, components=tuple(entries), files=files))
 
 
 def _export_component(
     component: Component, folder: Path, checkpoint: Checkpoint, manifest: Manifest, gate: bool, report: Report
-) -> list[tuple[Component, list[Path]]]:
+) -> tuple[Counts, list[ComponentEntry]]:
     """Trace a component and write what the passes make of it: itself, or several that compute the same in turn."""
+    from koala_export.counts import count
     from koala_export.gate import check_component
     from koala_export.modules import build_module
     from koala_export.passes import run_passes
@@ -198,13 +200,14 @@ def _export_component(
     report(f"{component.name}: tracing")
     with torch.no_grad():
         model = trace(module, component)
-    parts = []
+    before, entries = count(model), []
     for part, graph in run_passes(component, model, manifest.passes, report):
-        parts.append((part, save(graph, part, folder)))
-    del model
+        files = tuple(f"onnx/{path.name}" for path in save(graph, part, folder))
+        entries.append(ComponentEntry(part.name, part.inputs, part.outputs, part.steps, files, count(graph)))
+    del model, graph
     if gate:
         report(f"{component.name}: comparing with PyTorch")
-        files = [(part, paths[0]) for part, paths in parts]
-        for output, agreement in check_component(module, component, files, manifest.profile.precision).items():
+        parts = [(entry, folder.parent / entry.files[0]) for entry in entries]
+        for output, agreement in check_component(module, component, parts, manifest.profile.precision).items():
             report(f"{component.name}: {output} agrees with PyTorch ({agreement})")
-    return parts
+    return before, entries

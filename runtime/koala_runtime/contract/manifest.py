@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from koala_runtime.contract.codec import CodecError, from_json
+from koala_runtime.contract.counts import NOTHING, Counts
 from koala_runtime.contract.errors import BundleError, TargetError
 from koala_runtime.contract.files import FileEntry
 from koala_runtime.contract.gpu import GPU
@@ -25,9 +26,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ComponentEntry(Component):
-    """A component in a bundle, and its files: the ONNX graph first, then its external data."""
+    """A component in a bundle, its files (the ONNX graph first, then its external data), and how much work it is."""
 
     files: tuple[str, ...] = ()
+    counts: Counts = NOTHING
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Origin:
 class Manifest:
     """The whole of manifest.json.
 
-    ``gate`` is ``passed``, or ``skipped`` where the exporter was told so; ``passes`` names the graph passes that ran.
+    ``gate`` is ``passed``, or ``skipped`` where the exporter was told so; ``passes`` names the graph passes that ran,
+    and ``traced`` says how much work each component was before them.
     """
 
     schema_version: int
@@ -52,6 +55,7 @@ class Manifest:
     profile: Profile
     sampling: Sampling
     passes: tuple[str, ...]
+    traced: dict[str, Counts]
     components: tuple[ComponentEntry, ...]
     files: dict[str, FileEntry]
 
