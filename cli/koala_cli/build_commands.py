@@ -90,6 +90,9 @@ def engines(
     optimization_level: Annotated[
         int | None, typer.Option(help="0 to 5, TensorRT's builder optimization level; 5 searches longest.")
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail where an attention is not fused or float16 was lost.")
+    ] = False,
 ) -> None:
     """Build the plans of a bundle for one or more targets.
 
@@ -100,7 +103,7 @@ def engines(
     from koala_engines.options import Options
     from koala_engines.targets import default_targets
 
-    options = Options(tuple(compute_capability or ()), optimization_level)
+    options = Options(tuple(compute_capability or ()), optimization_level, strict)
     for name in target or default_targets():
         with progress_bar() as progress:
             built = build_engines(

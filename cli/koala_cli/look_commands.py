@@ -16,6 +16,7 @@ from rich.table import Table
 
 from koala_cli.build_commands import BundlePath
 from koala_cli.screen import megabytes, plain, stdout
+from koala_cli.work import hoisted_line, work, work_table
 from koala_runtime.contract.codec import to_json
 from koala_runtime.contract.errors import TargetError
 from koala_runtime.contract.gpu import query_driver
@@ -32,14 +33,18 @@ _PACKAGES = (
 
 
 def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
-    """Show what a bundle is: model, profile, components with their tensors, engines."""
+    """Show what a bundle is: model, profile, components with their tensors and their work, engines."""
     manifest = read_manifest(bundle)
     records = _records(bundle)
     if as_json:
-        stdout.print_json(json.dumps({"manifest": to_json(manifest), "engines": to_json(records)}))
+        shown = {"manifest": to_json(manifest), "engines": to_json(records), "work": work(manifest)}
+        stdout.print_json(json.dumps(shown))
         return
     _print_summary(bundle, manifest)
     _print_components(manifest)
+    stdout.print(work_table(manifest))
+    if line := hoisted_line(manifest):
+        stdout.print(line, soft_wrap=True)
     _print_engines(manifest, records)
 
 

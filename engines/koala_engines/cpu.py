@@ -16,6 +16,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from koala_engines.kernels import of_graph
 from koala_engines.options import Options
 from koala_runtime.contract.errors import BuildError
 from koala_runtime.contract.files import require_space
@@ -70,6 +71,11 @@ def build_plan(
             leftover.unlink(missing_ok=True)
     progress(1.0)
     return [path for path in (plan, Path(f"{plan}.data")) if path.is_file()]
+
+
+def kernels(target: str, plan: Path) -> dict[str, int]:
+    """Return the operations of a plan by kind."""
+    return of_graph(plan)
 
 
 def widen(source: Path, result: Path) -> None:

@@ -105,10 +105,11 @@ class EngineKey:
 
 @dataclass(frozen=True)
 class Plan:
-    """One built component: its file first, then any external data, and how long the compiler took."""
+    """One built component: its file first, then any external data; how long the compiler took, its kernels by kind."""
 
     files: tuple[str, ...]
     build_seconds: float
+    kernels: dict[str, int]
 
 
 @dataclass(frozen=True)
