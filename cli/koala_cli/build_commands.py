@@ -48,7 +48,8 @@ def export(
         bool, typer.Option("--gate/--no-gate", help="Compare every component with PyTorch before accepting it.")
     ] = True,
     without: Annotated[
-        list[str] | None, typer.Option(help="A graph pass to leave out: hoist. May be repeated.", show_default=False)
+        list[str] | None,
+        typer.Option(help="A graph pass to leave out: chunk or hoist. May be repeated.", show_default=False),
     ] = None,
 ) -> None:
     """Turn a diffusers checkpoint into a bundle of ONNX components.

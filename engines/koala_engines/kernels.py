@@ -56,4 +56,4 @@ def losses(entry: ComponentEntry, precision: str, kernels: dict[str, int]) -> li
 
 def _by_kind(names: Any) -> dict[str, int]:
     """Count names without the numbers that tell instances apart."""
-    return dict(Counter(re.sub(r"_0x[0-9a-f]+.*|(?<=\D)_?\d+$", "", name) for name in names).most_common())
+    return dict(Counter(re.sub(r"_0x[0-9a-f]+.*$|_\d+$", "", name) for name in names).most_common())

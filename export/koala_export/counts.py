@@ -7,6 +7,7 @@ from collections import Counter
 
 import onnx_ir as ir
 
+from koala_export.passes.graph import shape_of
 from koala_runtime.contract.counts import Counts, Product
 
 NORMS = {"GroupNormalization", "LayerNormalization", "InstanceNormalization", "RMSNormalization"}
@@ -36,8 +37,8 @@ def _flops(node: ir.Node) -> int:
     """Two per multiplication and addition; 0 for what is no product."""
     if node.op_type not in ("MatMul", "Gemm", "Conv", "Attention"):
         return 0
-    shapes = [None if value is None else _sides(value) for value in node.inputs]
-    first, second, output = shapes[0], shapes[1], _sides(node.outputs[0])
+    shapes = [None if value is None else shape_of(value) for value in node.inputs]
+    first, second, output = shapes[0], shapes[1], shape_of(node.outputs[0])
     assert first is not None and second is not None
     if node.op_type == "MatMul":
         return 2 * math.prod(output) * first[-1]
@@ -55,9 +56,4 @@ def _flops(node: ir.Node) -> int:
 
 def _nbytes(value: ir.Value) -> int:
     assert value.dtype is not None
-    return math.ceil(math.prod(_sides(value)) * value.dtype.itemsize)  # packed types have less than a byte an item
-
-
-def _sides(value: ir.Value) -> tuple[int, ...]:
-    assert value.shape is not None
-    return tuple(int(side) for side in value.shape)  # type: ignore[arg-type]
+    return math.ceil(math.prod(shape_of(value)) * value.dtype.itemsize)  # packed types have less than a byte an item

@@ -1,5 +1,6 @@
 """Graph passes between trace and engines; each gives graphs that compute the same, and can be left out.
 
+- ``chunk``: an attention that cannot be fused takes its queries in chunks
 - ``hoist``: what does not depend on the latents leaves the denoising loop
 - ``lift``: one step's graph for all steps at once, which hoisting needs
 """
@@ -11,10 +12,12 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from koala_export.passes.chunk import chunk_attention
+from koala_export.passes.hoist import hoist, pad_rows
 from koala_runtime.contract.errors import ArgumentError
 from koala_runtime.contract.io import Component, IOTensor
 
-PASSES = ("hoist",)
+PASSES = ("chunk", "hoist")
 STEPS_AT_ONCE = 32
 """Rows that the prologue computes in one run: a step count above it runs it again. For the full-size U-Net 32 rows
 cost 2 GFLOP, a thousandth of one step."""
@@ -31,15 +34,15 @@ def choose_passes(without: Sequence[str]) -> tuple[str, ...]:
 def run_passes(
     component: Component, model: ir.Model, passes: Sequence[str], report: Callable[[str], None]
 ) -> list[tuple[Component, ir.Model]]:
-    """Return the components that ``component`` becomes, in the order in which they run."""
+    """Return the components that ``component`` becomes, in the order in which they run; ``model`` may be changed."""
+    if "chunk" in passes and (found := chunk_attention(model)):
+        report(f"{component.name}: {found} attention in chunks of queries")
     if component.name == "denoiser" and "hoist" in passes:
         return _hoisted(component, model, report)
     return [(component, model)]
 
 
 def _hoisted(component: Component, model: ir.Model, report: Callable[[str], None]) -> list[tuple[Component, ir.Model]]:
-    from koala_export.passes.hoist import hoist, pad_rows
-
     per_step = [tensor.name for tensor in component.inputs if tensor.per_step]
     split = hoist(model, latents=("latents",), per_step=per_step, steps=STEPS_AT_ONCE)
     if split is None:

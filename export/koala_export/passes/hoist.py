@@ -16,7 +16,8 @@ from enum import IntEnum
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from koala_export.passes.lift import can_lift, constant, lift
+from koala_export.passes.graph import constant
+from koala_export.passes.lift import can_lift, lift
 from koala_runtime.contract.io import Component
 
 VIEWS = {"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Expand", "Identity"}

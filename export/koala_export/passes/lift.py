@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
-import numpy as np
 import onnx_ir as ir
+
+from koala_export.passes.graph import constant, shape_of
 
 UNARY = {"Abs", "Cast", "Cos", "Erf", "Exp", "Gelu", "Identity", "Log", "Neg", "Reciprocal", "Relu", "Sigmoid"}
 UNARY |= {"Sin", "Sqrt", "Swish", "Tanh"}
@@ -28,11 +29,11 @@ def lift(graph: ir.Graph, lifted: Collection[str], steps: int) -> None:
     """Give every value named in ``lifted`` a leading axis of ``steps``, graph inputs and outputs included."""
     for value in graph.inputs:
         if value.name in lifted:
-            value.shape = ir.Shape((steps, *_sides(value)))
+            value.shape = ir.Shape((steps, *shape_of(value)))
     for node in list(graph):
         if not any(value.name in lifted for value in node.outputs):
             continue
-        shapes = [(steps, *_sides(value)) for value in node.outputs]
+        shapes = [(steps, *shape_of(value)) for value in node.outputs]
         lifting = _Lifting(graph, node, lifted, steps)
         replacement = _RULES[node.op_type][1](lifting)
         if replacement is not None:
@@ -45,21 +46,13 @@ def lift(graph: ir.Graph, lifted: Collection[str], steps: int) -> None:
             value.shape = ir.Shape(shape)
 
 
-def constant(graph: ir.Graph, values: list[int], name: str) -> ir.Value:
-    """Add a list of integers to the graph, int64."""
-    tensor = ir.tensor(np.array(values, np.int64), name=name)
-    value = ir.Value(name=name, shape=ir.Shape([len(values)]), type=ir.TensorType(tensor.dtype), const_value=tensor)
-    graph.register_initializer(value)
-    return value
-
-
 class _Lifting:
     """One node on its way: helpers to insert what it needs before it."""
 
     def __init__(self, graph: ir.Graph, node: ir.Node, lifted: Collection[str], steps: int) -> None:
         self.graph, self.node, self.steps = graph, node, steps
         self.is_lifted = [value is not None and value.name in lifted for value in node.inputs]
-        self.rank = len(_sides(node.outputs[0]))  # before lifting
+        self.rank = len(shape_of(node.outputs[0]))  # before lifting
 
     def set(self, index: int, value: ir.Value) -> None:
         self.node.replace_input_with(index, value)
@@ -88,7 +81,7 @@ class _Lifting:
 def _elementwise(lifting: _Lifting) -> None:
     """Ranks meet on the right: a lifted input of lower rank needs ones after its axis of steps."""
     for index, value in lifting.inputs():
-        sides = _sides(value)  # of a lifted input, already with its axis
+        sides = shape_of(value)  # of a lifted input, already with its axis
         missing = lifting.rank + 1 - len(sides)
         if lifting.is_lifted[index] and missing > 0:
             shape = [sides[0], *[1] * missing, *sides[1:]]
@@ -99,8 +92,8 @@ def _gemm(lifting: _Lifting) -> ir.Value:
     """Steps and rows become one axis for the product and are parted after it."""
     node, value = lifting.node, lifting.node.inputs[0]
     assert value is not None
-    steps, rows, width = _sides(value)
-    columns = _sides(node.outputs[0])[1]
+    steps, rows, width = shape_of(value)
+    columns = shape_of(node.outputs[0])[1]
     flat = lifting.before("Reshape", value, [steps * rows, width], 0)
     product = ir.node("Gemm", [flat, *node.inputs[1:]], name=f"{node.name}_flat")
     product.attributes.update(node.attributes)
@@ -112,9 +105,9 @@ def _gemm(lifting: _Lifting) -> ir.Value:
 
 def _matmul(lifting: _Lifting) -> None:
     """Leading axes broadcast; ranks of the batch axes must meet as those of elements do."""
-    ranks = [len(_sides(value)) - lifting.is_lifted[index] for index, value in lifting.inputs()]
+    ranks = [len(shape_of(value)) - lifting.is_lifted[index] for index, value in lifting.inputs()]
     for index, value in lifting.inputs():
-        sides = _sides(value)
+        sides = shape_of(value)
         missing = max(ranks) - ranks[index]
         if lifting.is_lifted[index] and missing:
             shape = [sides[0], *[1] * missing, *sides[1:]]
@@ -126,7 +119,7 @@ def _concat(lifting: _Lifting) -> None:
     lifting.node.attributes["axis"] = ir.AttrInt64("axis", axis if axis < 0 else axis + 1)
     for index, value in lifting.inputs():
         if not lifting.is_lifted[index]:
-            sides = _sides(value)
+            sides = shape_of(value)
             lifting.set(index, lifting.before("Expand", value, [lifting.steps, *sides], index))
 
 
@@ -134,14 +127,14 @@ def _to_own_shape(lifting: _Lifting) -> ir.Value:
     """Reshape, Unsqueeze, Squeeze, Flatten: all the same elements in the shape that the output had."""
     value = lifting.node.inputs[0]
     assert value is not None
-    return lifting.before("Reshape", value, [lifting.steps, *_sides(lifting.node.outputs[0])], 0)
+    return lifting.before("Reshape", value, [lifting.steps, *shape_of(lifting.node.outputs[0])], 0)
 
 
 def _expand(lifting: _Lifting) -> None:
     node, value = lifting.node, lifting.node.inputs[0]
     assert value is not None
-    sides = _sides(value)
-    target = [lifting.steps, *_sides(node.outputs[0])]
+    sides = shape_of(value)
+    target = [lifting.steps, *shape_of(node.outputs[0])]
     aligned = [sides[0], *[1] * (len(target) - len(sides)), *sides[1:]]
     if aligned != list(sides):
         lifting.set(0, lifting.before("Reshape", value, aligned, 0))
@@ -179,17 +172,12 @@ def _with_axes(node: ir.Node) -> bool:
 
 
 def _matrices(node: ir.Node) -> bool:
-    return all(value is not None and len(_sides(value)) >= 2 for value in node.inputs)
+    return all(value is not None and len(shape_of(value)) >= 2 for value in node.inputs)
 
 
 def _constant(value: ir.Value | None) -> list[int] | None:
     tensor = None if value is None else ir.convenience.get_const_tensor(value)
     return None if tensor is None else [int(item) for item in tensor.numpy().ravel()]
-
-
-def _sides(value: ir.Value) -> tuple[int, ...]:
-    assert value.shape is not None
-    return tuple(int(side) for side in value.shape)  # type: ignore[arg-type]
 
 
 _RULES: dict[str, tuple[Callable[[ir.Node], bool], Callable[[_Lifting], ir.Value | None]]] = {
