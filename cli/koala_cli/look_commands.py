@@ -16,7 +16,7 @@ from rich.table import Table
 
 from koala_cli.build_commands import BundlePath
 from koala_cli.screen import megabytes, plain, stdout
-from koala_cli.work import hoisted_line, work, work_table
+from koala_cli.work import hoisted_line, roofline_table, work, work_table
 from koala_runtime.contract.codec import to_json
 from koala_runtime.contract.errors import TargetError
 from koala_runtime.contract.gpu import query_driver
@@ -43,6 +43,7 @@ def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
     _print_summary(bundle, manifest)
     _print_components(manifest)
     stdout.print(work_table(manifest))
+    stdout.print(roofline_table(manifest))
     if line := hoisted_line(manifest):
         stdout.print(line, soft_wrap=True)
     _print_engines(manifest, records)

@@ -19,7 +19,7 @@ def runs(entry: ComponentEntry, steps: int) -> int:
 
 
 def work(manifest: Manifest) -> dict[str, Any]:
-    """Return the same as ``work_table`` for ``--json``: per component, and what hoisting took out of the loop."""
+    """Return what the tables show for ``--json``: per component, and what hoisting took out of the loop."""
     steps = manifest.sampling.num_inference_steps
     parts = {
         entry.name: {
@@ -34,24 +34,39 @@ def work(manifest: Manifest) -> dict[str, Any]:
 
 
 def work_table(manifest: Manifest) -> Table:
-    """One row per component, per run, and one for a whole picture."""
+    """One row per component, figures of one run, and one row for a whole picture."""
     steps = manifest.sampling.num_inference_steps
-    gpus = [f"{gpu.name}, ms" for gpu in ROOFLINES]
-    table = Table("per run", "runs", "nodes", "GFLOP", "weights", "float16", "attentions", "norms", *gpus)
+    table = _figures("per run", "runs", "nodes", "GFLOP", "weights", "float16", "attentions", "norms")
+    for entry in manifest.components:
+        counts = entry.counts
+        sizes = (f"{counts.flops / 1e9:,.1f}", megabytes(counts.weight_bytes), f"{counts.half_share:.0%}")
+        figures = (runs(entry, steps), counts.nodes, *sizes, counts.attentions, counts.norms)
+        table.add_row(entry.name, *map(str, figures))
+    table.add_section()
+    flops = sum(runs(entry, steps) * entry.counts.flops for entry in manifest.components)
+    weights = sum(entry.counts.weight_bytes for entry in manifest.components)
+    table.add_row(f"{steps} steps", "", "", f"{flops / 1e9:,.1f}", megabytes(weights), "", "", "")
+    return table
+
+
+def roofline_table(manifest: Manifest) -> Table:
+    """The least time that each component and a picture take on known GPUs, in float16."""
+    steps = manifest.sampling.num_inference_steps
+    table = _figures("at least, ms", *(gpu.name for gpu in ROOFLINES))
+    totals = [0.0] * len(ROOFLINES)
+    for entry in manifest.components:
+        least = [1e3 * entry.counts.roofline_seconds(gpu) for gpu in ROOFLINES]
+        totals = [total + runs(entry, steps) * ms for total, ms in zip(totals, least, strict=True)]
+        table.add_row(entry.name, *(f"{ms:,.2f}" for ms in least))
+    table.add_section()
+    table.add_row(f"{steps} steps", *(f"{ms:,.2f}" for ms in totals))
+    return table
+
+
+def _figures(*columns: str) -> Table:
+    table = Table(*columns)
     for column in table.columns[1:]:
         column.justify = "right"
-    totals, flops, weights = [0.0] * len(ROOFLINES), 0, 0
-    for entry in manifest.components:
-        counts, times = entry.counts, runs(entry, steps)
-        least = [1e3 * counts.roofline_seconds(gpu) for gpu in ROOFLINES]
-        totals = [total + times * ms for total, ms in zip(totals, least, strict=True)]
-        flops, weights = flops + times * counts.flops, weights + counts.weight_bytes
-        figures = (times, counts.nodes, f"{counts.flops / 1e9:,.1f}", megabytes(counts.weight_bytes))
-        share = (f"{counts.half_share:.0%}", counts.attentions, counts.norms)
-        table.add_row(entry.name, *map(str, (*figures, *share)), *(f"{ms:,.2f}" for ms in least))
-    table.add_section()
-    sums = ("", "", f"{flops / 1e9:,.1f}", megabytes(weights), "", "", "")
-    table.add_row(f"a picture, {steps} steps", *sums, *(f"{ms:,.1f}" for ms in totals))
     return table
 
 
