@@ -47,13 +47,30 @@ def test_other_formats(tmp_path: Path, bundle: Callable[..., Path], ending: str)
 def test_inspect(bundle: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     path = bundle(SHAPE)
     assert run_app(["inspect", str(path), "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == {
-        "manifest": to_json(read_manifest(path)),
-        "engines": {"cpu": to_json(read_engine_record(path, "cpu"))},
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["manifest"] == to_json(read_manifest(path))
+    assert shown["engines"] == {"cpu": to_json(read_engine_record(path, "cpu"))}
+    parts, hoisted = shown["work"]["components"], shown["work"]["hoisted"]
+    assert {name: part["runs"] for name, part in parts.items()} == {
+        "text_encoder": 1,
+        "text_encoder_2": 1,
+        "prologue": 1,
+        "denoiser": 4,
+        "vae_decoder": 1,
     }
+    assert hoisted["flops_per_picture"] == 4 * hoisted["flops"] - parts["prologue"]["flops"] > 0
     assert run_app(["inspect", str(path)]) == 0
     shown = capsys.readouterr().out
-    for word in ("96 x 64 px", "trailing", "denoiser", "latents float32", "onnxruntime", "current"):
+    for word in (
+        "96 x 64 px",
+        "trailing",
+        "denoiser",
+        "latents float32",
+        "onnxruntime",
+        "current",
+        "RTX 4090",
+        "hoisted",
+    ):
         assert word in shown.replace("\n", " ")
 
 

@@ -23,6 +23,7 @@ import koala_runtime
 from koala_export.presets import PRESETS, configs
 from koala_runtime.contract.codec import CodecError, from_json, to_json
 from koala_runtime.contract.configs import read_spec
+from koala_runtime.contract.counts import Counts, Product
 from koala_runtime.contract.errors import BundleError
 from koala_runtime.contract.files import FileEntry, check_files, file_entry, inside, write_atomic
 from koala_runtime.contract.gpu import GPU, Driver, query_driver
@@ -32,14 +33,18 @@ from koala_runtime.contract.spec import Profile, Sampling
 
 FILES = {"onnx/a.onnx": FileEntry("0" * 64, 3), "onnx/a.onnx.data": FileEntry("f" * 64, 2**33)}
 KEY = EngineKey("tensorrt", "11.0", "linux", GPU("NVIDIA L4", "8.9"), {"level": "3"}, {"onnx/a.onnx": "0" * 64})
-RECORD = EngineRecord(1, "tensorrt", KEY, {"denoiser": Plan(("denoiser.plan",), 12.5)}, FILES)
+RECORD = EngineRecord(1, "tensorrt", KEY, {"denoiser": Plan(("denoiser.plan",), 12.5, {"mha": 3})}, FILES)
+COUNTS = Counts(7, 12, 1, 2, (Product("MatMul", "float16", 10**9, 10**6, 3),))
 PROFILES = [Profile(), Profile(512, 768, 3, "fp32", cfg=False), Profile(64, 64, 2, "fp32")]
 
 
 def manifest_of(preset: str, profile: Profile) -> Manifest:
     spec = read_spec(configs(PRESETS[preset]))
-    entries = tuple(ComponentEntry(c.name, c.inputs, c.outputs, tuple(FILES)) for c in components(spec, profile))
-    return Manifest(1, Origin("ab", {"torch": "2.9"}), "passed", spec, profile, Sampling(25, 7.5), entries, FILES)
+    entries = tuple(
+        ComponentEntry(c.name, c.inputs, c.outputs, 0, tuple(FILES), COUNTS) for c in components(spec, profile)
+    )
+    origin, sampling = Origin("ab", {"torch": "2.9"}), Sampling(25, 7.5)
+    return Manifest(1, origin, "passed", spec, profile, sampling, ("hoist",), {"denoiser": COUNTS}, entries, FILES)
 
 
 MANIFESTS = [manifest_of(preset, profile) for preset in PRESETS for profile in PROFILES]

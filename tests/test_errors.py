@@ -16,7 +16,7 @@ import pytest
 
 from koala_cli.main import run_app
 
-Prepare = Callable[[Path], None]
+Prepare = Callable[[Path], object]
 
 
 def edit_json(path: Path, **changes: object) -> None:
@@ -96,6 +96,7 @@ CASES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
     "random weights of a folder": (nothing, (*EXPORT, "--random-weights")),
     # --- export options
     "height": (nothing, ("export", "{tmp}/checkpoint", "{tmp}/new", "--height", "1020")),
+    "no such pass": (nothing, (*EXPORT, "--without", "hoisting")),
     "tiny": (nothing, ("export", "{tmp}/checkpoint", "{tmp}/new", "--width", "8")),
     "batch": (nothing, (*EXPORT, "--batch", "0")),
     "precision": (nothing, (*EXPORT, "--precision", "int8")),
@@ -117,8 +118,8 @@ CASES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
     "no bundle": (nothing, ("run", "{tmp}/nowhere", "a cat")),
     "bundle is a file": (nothing, ("run", "{tmp}/checkpoint/model_index.json", "a cat")),
     "no engines": (lambda t: shutil.rmtree(t / "bundle/engines"), RUN),
-    "newer schema": (lambda t: edit_json(t / "bundle/manifest.json", schema_version=2), RUN),
-    "damaged manifest": (lambda t: cut(t / "bundle/manifest.json"), RUN),
+    "newer schema": (lambda t: edit_json(t / "bundle/manifest.json", schema_version=3), RUN),
+    "damaged manifest": (lambda t: (t / "bundle/manifest.json").write_text('{"components":'), RUN),
     "manifest without gate": (lambda t: edit_json(t / "bundle/manifest.json", gate=3), RUN),
     "wrong digest of a plan": (lambda t: flip_byte(t / "bundle/engines/cpu/denoiser.onnx.data"), RUN),
     "truncated plan": (lambda t: cut(t / "bundle/engines/cpu/denoiser.onnx.data"), RUN),
@@ -140,7 +141,7 @@ CASES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
         lambda t: edit_json(
             t / "bundle/engines/cpu/engine.json",
             files={"../../../secret": {"sha256": "00", "size": 1}},
-            plans={"denoiser": {"files": ["../../../secret"], "build_seconds": 1}},
+            plans={"denoiser": {"files": ["../../../secret"], "build_seconds": 1, "kernels": {}}},
         ),
         RUN,
     ),

@@ -30,9 +30,12 @@ WEIGHTS = [
     # Behind the hidden states: the first output agrees still, and the second is the one to name.
     ("text_encoder_2", "text_encoder.text_projection.weight", "text_embeds"),
     ("denoiser", "unet.conv_in.weight", "next_latents"),
+    # These two are in the prologue, for every step at once and for the whole picture.
+    ("denoiser", "unet.time_embedding.linear_1.weight", "next_latents"),
+    ("denoiser", "unet.add_embedding.linear_2.weight", "next_latents"),
     ("vae_decoder", "vae.decoder.conv_out.weight", "images"),
 ]
-Exported = tuple[Any, Component, Path]
+Exported = tuple[Any, Component, list[tuple[Component, Path]]]
 
 
 @pytest.fixture
@@ -47,15 +50,24 @@ def exported(
         source = open_source(str(checkpoint(SHAPE)), random_weights=False, precision=precision)
         module = build_module(name, source, manifest.spec, manifest.profile)
         component = next(c for c in components(manifest.spec, manifest.profile) if c.name == name)
-        files = [shutil.copy(folder / file, tmp_path) for file in manifest.component(name).files]
-        return module, component, Path(files[0])
+        parts = []
+        for entry in manifest.components:
+            if entry.name == name or (name == "denoiser" and entry.name == "prologue"):
+                files = [shutil.copy(folder / file, tmp_path) for file in entry.files]
+                parts.append((entry, Path(files[0])))
+        return module, component, parts
 
     return get
 
 
-def change(path: Path, name: str, factor: float) -> None:
-    """Multiply the tensor ``name`` in the external data of the ONNX file ``path``."""
-    tensor = next(t for t in onnx.load(path, load_external_data=False).graph.initializer if t.name == name)
+def change(parts: list[tuple[Component, Path]], name: str, factor: float) -> None:
+    """Multiply the tensor ``name`` in the external data of the ONNX file that has it."""
+    path, tensor = next(
+        (path, tensor)
+        for _, path in parts
+        for tensor in onnx.load(path, load_external_data=False).graph.initializer
+        if tensor.name == name
+    )
     place = ExternalDataInfo(tensor)
     data = path.with_name(place.location)
     dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
@@ -66,37 +78,37 @@ def change(path: Path, name: str, factor: float) -> None:
 
 
 @pytest.mark.parametrize("precision", BOUNDS)
-@pytest.mark.parametrize(("name", "weight", "output"), WEIGHTS, ids=[name for name, _, _ in WEIGHTS])
+@pytest.mark.parametrize(("name", "weight", "output"), WEIGHTS, ids=[weight for _, weight, _ in WEIGHTS])
 def test_one_negated_weight_is_found(
     exported: Callable[[str, str], Exported], precision: str, name: str, weight: str, output: str
 ) -> None:
-    module, component, path = exported(name, precision)
+    module, component, parts = exported(name, precision)
     error, cosine = BOUNDS[precision]
 
-    good = check_component(module, component, path, precision)
+    good = check_component(module, component, parts, precision)
     assert list(good) == [tensor.name for tensor in component.outputs]
     allowance = 1 / 255 if name == "vae_decoder" else 0
     assert all(agreement.error <= error + allowance and agreement.cosine >= cosine for agreement in good.values())
 
-    change(path, weight, -1)
+    change(parts, weight, -1)
     with pytest.raises(GateError) as caught:
-        check_component(module, component, path, precision)
+        check_component(module, component, parts, precision)
     wanted = f"PyTorch's values within {error:g} of their largest and a cosine of {cosine:g}"
     assert str(caught.value).startswith(f"{name}: {output}: expected {wanted}, found largest error ")
 
 
 def test_the_sign_of_a_projection_is_the_sign_of_its_output(exported: Callable[[str, str], Exported]) -> None:
-    module, component, path = exported("text_encoder_2", "fp32")
-    change(path, "text_encoder.text_projection.weight", -1)
+    module, component, parts = exported("text_encoder_2", "fp32")
+    change(parts, "text_encoder.text_projection.weight", -1)
     with pytest.raises(GateError, match=r"text_embeds: .* found largest error 2\.0e\+00, cosine -1\.000000; "):
-        check_component(module, component, path, "fp32")
+        check_component(module, component, parts, "fp32")
 
 
 def test_a_weight_that_is_not_a_number_is_found(exported: Callable[[str, str], Exported]) -> None:
-    module, component, path = exported("text_encoder_2", "fp32")
-    change(path, "text_encoder.text_projection.weight", math.nan)
+    module, component, parts = exported("text_encoder_2", "fp32")
+    change(parts, "text_encoder.text_projection.weight", math.nan)
     with pytest.raises(GateError, match=r"text_encoder_2: text_embeds: .* found largest error nan, cosine nan; "):
-        check_component(module, component, path, "fp32")
+        check_component(module, component, parts, "fp32")
 
 
 def vector(*values: float) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -79,7 +79,7 @@ def own(tmp_path: Path, twins: tuple[Path, Path]) -> tuple[Path, Path]:
 
 def test_same_bytes_from_anywhere(twins: tuple[Path, Path]) -> None:
     first, second = (contents(bundle) for bundle in twins)
-    assert len(first) == 11  # 4 components in two files each, 2 tokenizers, the manifest
+    assert len(first) == 13  # 5 components in two files each, 2 tokenizers, the manifest
     assert {name for name in first.keys() | second.keys() if first.get(name) != second.get(name)} == set()
 
 

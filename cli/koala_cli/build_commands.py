@@ -47,6 +47,10 @@ def export(
     gate: Annotated[
         bool, typer.Option("--gate/--no-gate", help="Compare every component with PyTorch before accepting it.")
     ] = True,
+    without: Annotated[
+        list[str] | None,
+        typer.Option(help="A graph pass to leave out: chunk or hoist. May be repeated.", show_default=False),
+    ] = None,
 ) -> None:
     """Turn a diffusers checkpoint into a bundle of ONNX components.
 
@@ -58,7 +62,17 @@ def export(
 
     _quiet_libraries()
     options = Options(
-        height, width, batch, precision, cfg, steps, guidance_scale, timestep_spacing, random_weights, gate
+        height,
+        width,
+        batch,
+        precision,
+        cfg,
+        steps,
+        guidance_scale,
+        timestep_spacing,
+        random_weights,
+        gate,
+        tuple(without or ()),
     )
     with working() as report:
         written = export_bundle(source, bundle, options, report)
@@ -77,6 +91,9 @@ def engines(
     optimization_level: Annotated[
         int | None, typer.Option(help="0 to 5, TensorRT's builder optimization level; 5 searches longest.")
     ] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Fail where an attention is not fused or float16 was lost.")
+    ] = False,
 ) -> None:
     """Build the plans of a bundle for one or more targets.
 
@@ -87,7 +104,7 @@ def engines(
     from koala_engines.options import Options
     from koala_engines.targets import default_targets
 
-    options = Options(tuple(compute_capability or ()), optimization_level)
+    options = Options(tuple(compute_capability or ()), optimization_level, strict)
     for name in target or default_targets():
         with progress_bar() as progress:
             built = build_engines(

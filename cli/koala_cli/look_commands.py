@@ -6,22 +6,26 @@ import json
 import platform
 import shutil
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.table import Table
 
 from koala_cli.build_commands import BundlePath
 from koala_cli.screen import megabytes, plain, stdout
+from koala_cli.work import hoisted_line, roofline_table, work, work_table
 from koala_runtime.contract.codec import to_json
 from koala_runtime.contract.errors import TargetError
 from koala_runtime.contract.gpu import query_driver
+from koala_runtime.contract.io import IOTensor
 from koala_runtime.contract.manifest import TARGETS, EngineRecord, Manifest, read_engine_record, read_manifest
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
+_MANY = 10  # tensors that are listed one by one
 _PACKAGES = (
     *("koala-trt", "numpy", "onnxruntime", "tokenizers", "pillow", "torch", "diffusers", "transformers", "onnx"),
     *("tensorrt", "tensorrt-rtx-cu13"),
@@ -29,14 +33,19 @@ _PACKAGES = (
 
 
 def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
-    """Show what a bundle is: model, profile, components with their tensors, engines."""
+    """Show what a bundle is: model, profile, components with their tensors and their work, engines."""
     manifest = read_manifest(bundle)
     records = _records(bundle)
     if as_json:
-        stdout.print_json(json.dumps({"manifest": to_json(manifest), "engines": to_json(records)}))
+        shown = {"manifest": to_json(manifest), "engines": to_json(records), "work": work(manifest)}
+        stdout.print_json(json.dumps(shown))
         return
     _print_summary(bundle, manifest)
     _print_components(manifest)
+    stdout.print(work_table(manifest))
+    stdout.print(roofline_table(manifest))
+    if line := hoisted_line(manifest):
+        stdout.print(line, soft_wrap=True)
     _print_engines(manifest, records)
 
 
@@ -136,8 +145,13 @@ def _print_engines(manifest: Manifest, records: dict[str, EngineRecord]) -> None
     stdout.print(table)
 
 
-def _tensors(tensors: Any) -> str:
-    return "\n".join(plain(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}") for tensor in tensors)
+def _tensors(tensors: Sequence[IOTensor]) -> str:
+    """One per line; of many, which only a prologue and its step have, the first few and the size of the rest."""
+    shown = len(tensors) if len(tensors) <= _MANY else _MANY - 4
+    lines = [plain(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}") for tensor in tensors[:shown]]
+    if rest := tensors[shown:]:
+        lines.append(f"and {len(rest)} more, {sum(tensor.nbytes for tensor in rest) / 1e6:,.1f} MB")
+    return "\n".join(lines)
 
 
 def _version(package: str) -> str:

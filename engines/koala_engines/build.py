@@ -14,14 +14,16 @@ from types import ModuleType
 
 from filelock import FileLock
 
+from koala_engines.kernels import losses
 from koala_engines.options import Options
 from koala_runtime.contract.codec import to_json
-from koala_runtime.contract.errors import ArgumentError, KoalaError
+from koala_runtime.contract.errors import ArgumentError, BuildError, KoalaError
 from koala_runtime.contract.files import FileEntry, Staging, check_files, prepare_output, restore, write_json
 from koala_runtime.contract.manifest import (
     ENGINE_RECORD,
     SCHEMA_VERSION,
     TARGETS,
+    ComponentEntry,
     EngineKey,
     EngineRecord,
     Manifest,
@@ -71,7 +73,7 @@ def build_engines(
 
 
 def _compiler(target: str) -> ModuleType:
-    """The module that builds for ``target``: ``engine_key(target, manifest, options)`` and ``build_plan(...)``."""
+    """The module that builds for ``target``: it has ``engine_key``, ``build_plan`` and ``kernels``."""
     if target == "cpu":
         from koala_engines import cpu
 
@@ -121,9 +123,28 @@ def _write(
                 options,
                 lambda fraction, name=entry.name: progress(f"{target}: {name}", fraction),
             )
-            done = staging.finish(entry.name, paths, build_seconds=f"{time.monotonic() - started:.1f}")
+            seconds = f"{time.monotonic() - started:.1f}"
+            kernels = json.dumps(_compiler(target).kernels(target, paths[0]))
+            done = staging.finish(entry.name, paths, build_seconds=seconds, kernels=kernels)
             size = sum(file.size for file in done.files.values())
             report(f"{target}: {entry.name}: built in {done.facts['build_seconds']} s, {size / 1e6:,.1f} MB")
-        plans[entry.name] = Plan(tuple(done.files), float(done.facts["build_seconds"]))
+        plan = Plan(tuple(done.files), float(done.facts["build_seconds"]), json.loads(done.facts["kernels"]))
+        _warn(target, entry, manifest, plan, options, report)
+        plans[entry.name] = plan
         files |= done.files
     write_json(staging.folder / ENGINE_RECORD, EngineRecord(SCHEMA_VERSION, target, key, plans, files))
+
+
+def _warn(target: str, entry: ComponentEntry, manifest: Manifest, plan: Plan, options: Options, report: Report) -> None:
+    """Tell what the compiler lost on the way. Raises BuildError if that is not to happen."""
+    if target == "cpu":
+        return  # one kernel per operation, in float32
+    for loss in losses(entry, manifest.profile.precision, plan.kernels):
+        if options.strict:
+            raise BuildError(
+                f"{target}: {entry.name}",
+                expected="every attention fused and every product in float16",
+                found=loss,
+                mend="build without --strict to accept it, or report it with `koala inspect BUNDLE --json`",
+            )
+        report(f"WARNING: {target}: {entry.name}: {loss}")

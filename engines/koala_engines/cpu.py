@@ -6,6 +6,7 @@ milliseconds; so these engines run on any machine with the same ONNX Runtime.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto
 
+from koala_engines.kernels import of_graph
 from koala_engines.options import Options
 from koala_runtime.contract.errors import BuildError
 from koala_runtime.contract.files import require_space
@@ -28,9 +30,8 @@ _EXTERNAL_FROM = 1024  # bytes; smaller tensors stay inside the model file
 
 def engine_key(target: str, manifest: Manifest, options: Options) -> EngineKey:
     """What these engines depend on: neither a GPU nor an operating system."""
-    return EngineKey(
-        "onnxruntime", ort.__version__, "any", None, {"graph_optimization": "extended"}, manifest.onnx_digests()
-    )
+    choices = {"graph_optimization": "extended", "group_norm": "layer_norm"}
+    return EngineKey("onnxruntime", ort.__version__, "any", None, choices, manifest.onnx_digests())
 
 
 def build_plan(
@@ -38,7 +39,7 @@ def build_plan(
 ) -> list[Path]:
     """Write ``folder/name.onnx`` and its weights; return both. Raises BuildError if ONNX Runtime refuses."""
     plan = folder / f"{name}.onnx"
-    widened = folder / f"{name}.fp32.onnx"
+    prepared = folder / f"{name}.prepared.onnx"
     session = ort.SessionOptions()
     session.log_severity_level = 3
     session.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
@@ -47,17 +48,12 @@ def build_plan(
     session.add_session_config_entry(f"{entries}file_name", f"{plan.name}.data")
     session.add_session_config_entry(f"{entries}min_size_in_bytes", str(_EXTERNAL_FROM))
     weights = onnx_path.with_name(f"{onnx_path.name}.data").stat().st_size
-    model = onnx.load(onnx_path, load_external_data=False)
-    half = any(tensor.data_type == TensorProto.FLOAT16 for tensor in model.graph.initializer)
-    # Widened, a float16 model is written twice at double its size: once for ONNX Runtime to read, once by it.
-    require_space(folder, weights * (4 if half else 1))
-    source = onnx_path
-    if half:
-        source = widened
-        widen(onnx_path, widened)
+    # Prepared, a float16 model has double its size; it is written twice: for ONNX Runtime to read, and by it.
+    require_space(folder, weights * 4)
+    prepare(onnx_path, prepared)
     progress(0.5)
     try:
-        ort.InferenceSession(str(source), session, providers=["CPUExecutionProvider"])
+        ort.InferenceSession(str(prepared), session, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
         raise BuildError(
             f"cpu: {name}",
@@ -66,19 +62,27 @@ def build_plan(
             mend="check the free disk space, or report the checkpoint's config.json",
         ) from error
     finally:
-        for leftover in (widened, Path(f"{widened}.data")):
+        for leftover in (prepared, Path(f"{prepared}.data")):
             leftover.unlink(missing_ok=True)
     progress(1.0)
     return [path for path in (plan, Path(f"{plan}.data")) if path.is_file()]
 
 
-def widen(source: Path, result: Path) -> None:
-    """Write the model ``source`` with every float16 tensor as float32; exact, since each float16 is a float32.
+def kernels(target: str, plan: Path) -> dict[str, int]:
+    """Return the operations of a plan by kind."""
+    return of_graph(plan)
 
+
+def prepare(source: Path, result: Path) -> None:
+    """Write the model ``source`` as ONNX Runtime's CPU kernels want it.
+
+    Every float16 tensor becomes float32: exact, since each float16 is a float32. Group normalisation, which has no
+    kernel there and would become a dozen operations, becomes layer normalisation of each group: the same formula.
     Weights are read and written one at a time.
     """
     model = onnx.load(source, load_external_data=False)
     graph = model.graph
+    _normalise_groups_as_layers(graph)
     with Path(f"{result}.data").open("wb") as data:
         for tensor in graph.initializer:
             values = onnx.numpy_helper.to_array(tensor, str(source.parent))
@@ -101,6 +105,45 @@ def widen(source: Path, result: Path) -> None:
         if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
     onnx.save(model, result)
+
+
+def _normalise_groups_as_layers(graph: onnx.GraphProto) -> None:
+    """GroupNormalization of [B, C, ...] is LayerNormalization of [B, groups, the rest], then scale and bias of C."""
+    shapes = {value.name: [d.dim_value for d in value.type.tensor_type.shape.dim] for value in graph.value_info}
+    nodes: list[onnx.NodeProto] = []
+    ones: set[int] = set()
+
+    def constant(name: str, values: NDArray[Any]) -> str:
+        graph.initializer.append(onnx.numpy_helper.from_array(values, name))
+        return name
+
+    for node in graph.node:
+        shape = shapes.get(node.input[0])
+        if node.op_type != "GroupNormalization" or not shape:
+            nodes.append(node)
+            continue
+        attributes = {attribute.name: onnx.helper.get_attribute_value(attribute) for attribute in node.attribute}
+        groups, stem = attributes["num_groups"], node.output[0]
+        size = math.prod(shape[1:]) // groups
+        if size not in ones:
+            ones.add(size)
+            constant(f"ones_{size}", np.ones(size, np.float32))
+        split = constant(f"{stem}_split", np.array([shape[0], groups, size]))
+        whole = constant(f"{stem}_whole", np.array(shape))
+        column = constant(f"{stem}_column", np.array([shape[1], *[1] * (len(shape) - 2)]))
+        make = onnx.helper.make_node
+        epsilon = attributes.get("epsilon", 1e-5)  # the operator's default
+        nodes += [
+            make("Reshape", [node.input[0], split], [f"{stem}_groups"]),
+            make("LayerNormalization", [f"{stem}_groups", f"ones_{size}"], [f"{stem}_normal"], epsilon=epsilon),
+            make("Reshape", [f"{stem}_normal", whole], [f"{stem}_back"]),
+            make("Reshape", [node.input[1], column], [f"{stem}_scale"]),
+            make("Reshape", [node.input[2], column], [f"{stem}_bias"]),
+            make("Mul", [f"{stem}_back", f"{stem}_scale"], [f"{stem}_scaled"]),
+            make("Add", [f"{stem}_scaled", f"{stem}_bias"], [stem]),
+        ]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _point_to(tensor: TensorProto, values: NDArray[Any], location: str, offset: int) -> None:

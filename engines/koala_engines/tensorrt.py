@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from koala_engines.backend import RTX_CAPABILITIES, Backend, check_capabilities, open_backend, this_platform
+from koala_engines.kernels import of_plan
 from koala_engines.options import Options
 from koala_engines.progress import deferred_interrupt, make_logger, make_monitor
 from koala_runtime.contract.errors import ArgumentError, BuildError
@@ -84,6 +85,11 @@ def build_plan(
     if cache is not None:
         write_atomic(folder / TIMING_CACHE, bytes(cache.serialize()))
     return [path]
+
+
+def kernels(target: str, plan: Path) -> dict[str, int]:
+    """Return the kernels of a plan by kind."""
+    return of_plan(open_backend(target), plan)
 
 
 def _timing_cache(folder: Path) -> bytes:

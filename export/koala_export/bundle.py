@@ -16,9 +16,11 @@ import torch
 from filelock import FileLock
 
 from koala_export.checkpoint import Checkpoint
+from koala_export.passes import choose_passes
 from koala_export.source import open_source
-from koala_runtime.contract.codec import to_json
+from koala_runtime.contract.codec import from_json, to_json
 from koala_runtime.contract.configs import native_size, read_spec
+from koala_runtime.contract.counts import Counts
 from koala_runtime.contract.errors import ArgumentError, BundleError, KoalaError
 from koala_runtime.contract.files import FileEntry, Staging, prepare_output, require_space, write_json
 from koala_runtime.contract.io import Component, components
@@ -61,6 +63,7 @@ class Options:
     timestep_spacing: str | None = None
     random_weights: bool = False
     gate: bool = True
+    without: tuple[str, ...] = ()
 
 
 def export_bundle(source: str, bundle: Path, options: Options | None = None, report: Report = lambda _: None) -> bool:
@@ -74,7 +77,8 @@ def export_bundle(source: str, bundle: Path, options: Options | None = None, rep
     spec, profile, sampling = _settle(checkpoint, options)
     origin = Origin(checkpoint.digest(), {tool: version(tool) for tool in _TOOLS})
     gate = "passed" if options.gate else "skipped"
-    manifest = Manifest(SCHEMA_VERSION, origin, gate, spec, profile, sampling, (), {})
+    passes = choose_passes(options.without)
+    manifest = Manifest(SCHEMA_VERSION, origin, gate, spec, profile, sampling, passes, {}, (), {})
     with prepare_output(bundle, FileLock):
         reasons = _changes(bundle, manifest)
         if not reasons:
@@ -143,7 +147,7 @@ def _changes(bundle: Path, wanted: Manifest) -> list[str]:
     except BundleError as error:
         return [str(error)]
     reasons = []
-    for name in ("origin", "gate", "spec", "profile", "sampling"):
+    for name in ("origin", "gate", "spec", "profile", "sampling", "passes"):
         before, now = getattr(old, name), getattr(wanted, name)
         if before != now and not (name == "gate" and before == "passed"):
             reasons.append(f"{name} changed")
@@ -155,16 +159,20 @@ def _changes(bundle: Path, wanted: Manifest) -> list[str]:
 
 def _write(staging: Staging, checkpoint: Checkpoint, manifest: Manifest, gate: bool, report: Report) -> None:
     files: dict[str, FileEntry] = {}
-    entries = []
+    entries: list[ComponentEntry] = []
+    traced: dict[str, Counts] = {}
     (staging.folder / "onnx").mkdir(exist_ok=True)
     for component in components(manifest.spec, manifest.profile):
         done = staging.finished(component.name)
         if done:
             report(f"{component.name}: finished before, kept")
         else:
-            paths = _export_component(component, staging.folder / "onnx", checkpoint, manifest, gate, report)
-            done = staging.finish(component.name, paths)
-        entries.append(ComponentEntry(component.name, component.inputs, component.outputs, tuple(done.files)))
+            before, parts = _export_component(component, staging.folder / "onnx", checkpoint, manifest, gate, report)
+            paths = [staging.folder / name for part in parts for name in part.files]
+            facts = {"before": json.dumps(to_json(before)), "parts": json.dumps(to_json(parts))}
+            done = staging.finish(component.name, paths, **facts)
+        traced[component.name] = from_json(Counts, json.loads(done.facts["before"]))
+        entries += [from_json(ComponentEntry, part) for part in json.loads(done.facts["parts"])]
         files |= done.files
     paths = []
     for name in TOKENIZERS:
@@ -173,24 +181,33 @@ def _write(staging: Staging, checkpoint: Checkpoint, manifest: Manifest, gate: b
         path.write_bytes(checkpoint.tokenizer(name))
         paths.append(path)
     files |= staging.finish("tokenizers", paths).files
-    write_json(staging.folder / MANIFEST, replace(manifest, components=tuple(entries), files=files))
+    write_json(staging.folder / MANIFEST, replace(manifest, traced=traced, components=tuple(entries), files=files))
 
 
 def _export_component(
     component: Component, folder: Path, checkpoint: Checkpoint, manifest: Manifest, gate: bool, report: Report
-) -> list[Path]:
+) -> tuple[Counts, list[ComponentEntry]]:
+    """Trace a component and write what the passes make of it: itself, or several that compute the same in turn."""
+    from koala_export.counts import count
     from koala_export.gate import check_component
     from koala_export.modules import build_module
-    from koala_export.trace import export_onnx
+    from koala_export.passes import run_passes
+    from koala_export.trace import save, trace
 
     report(f"{component.name}: loading")
     module = build_module(component.name, checkpoint, manifest.spec, manifest.profile)
     require_space(folder, sum(value.nbytes for value in module.state_dict().values()))
     report(f"{component.name}: tracing")
     with torch.no_grad():
-        paths = export_onnx(module, component, folder / f"{component.name}.onnx")
+        model = trace(module, component)
+    before, entries = count(model), []
+    for part, graph in run_passes(component, model, manifest.passes, report):
+        files = tuple(f"onnx/{path.name}" for path in save(graph, part, folder))
+        entries.append(ComponentEntry(part.name, part.inputs, part.outputs, part.steps, files, count(graph)))
+    del model, graph
     if gate:
         report(f"{component.name}: comparing with PyTorch")
-        for output, agreement in check_component(module, component, paths[0], manifest.profile.precision).items():
+        parts = [(entry, folder.parent / entry.files[0]) for entry in entries]
+        for output, agreement in check_component(module, component, parts, manifest.profile.precision).items():
             report(f"{component.name}: {output} agrees with PyTorch ({agreement})")
-    return paths
+    return before, entries

@@ -10,8 +10,11 @@ catches what a maximum forgives, such as a missing layer. A uint8 picture may ro
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -38,27 +41,28 @@ class Agreement:
         return f"largest error {self.error:.1e}, cosine {self.cosine:.6f}"
 
 
-def check_component(module: nn.Module, component: Component, path: Path, precision: str) -> dict[str, Agreement]:
-    """Compare the ONNX file at ``path`` with ``module``, by output. Raises GateError.
+Part = tuple[Component, Path]
+"""A component and its ONNX file."""
 
-    Converts ``module`` to float32 in place, so that only one copy of the weights is held.
+
+def check_component(
+    module: nn.Module, component: Component, parts: Sequence[Part], precision: str
+) -> dict[str, Agreement]:
+    """Compare the ONNX files that ``component`` became, run in their order, with ``module``, by output.
+
+    Converts ``module`` to float32 in place, so that only one copy of the weights is held. Raises GateError.
     """
     inputs = example_inputs(component, _SEED)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False  # an arena keeps its peak, twice what one 1024 px run needs, to the end
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    results = session.run(
-        [tensor.name for tensor in component.outputs], {name: value.numpy() for name, value in inputs.items()}
-    )
-    del session
+    known = {name: value.numpy() for name, value in inputs.items()}
+    for part, path in parts:
+        known |= _run(part, path, known)
     with torch.no_grad():
         module.float()
         outputs = module(**{n: v.float() if v.is_floating_point() else v for n, v in inputs.items()})
     references = outputs if isinstance(outputs, tuple) else (outputs,)
     agreements = {}
-    for tensor, reference, result in zip(component.outputs, references, results, strict=True):
-        agreement = compare(reference.numpy(), result)
+    for tensor, reference in zip(component.outputs, references, strict=True):
+        agreement = compare(reference.numpy(), known[tensor.name])
         largest, cosine = BOUNDS[precision]
         allowance = 1 / 255 if tensor.dtype == "uint8" else 0.0
         if not (agreement.error <= largest + allowance and agreement.cosine >= cosine):
@@ -70,6 +74,27 @@ def check_component(module: nn.Module, component: Component, path: Path, precisi
             )
         agreements[tensor.name] = agreement
     return agreements
+
+
+def _run(part: Component, path: Path, known: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Run one file; where it computes many steps at once, the last of them is the one that is asked for."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False  # an arena keeps its peak, twice what one 1024 px run needs, to the end
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    feeds = {}
+    for tensor in part.inputs:
+        feeds[tensor.name] = known[tensor.name]
+        if part.steps and tensor.per_step:
+            feeds[tensor.name] = np.zeros(part.graph_shape(tensor), tensor.dtype)
+            feeds[tensor.name][-1, : math.prod(tensor.shape)] = known[tensor.name].ravel()
+    results = session.run([tensor.name for tensor in part.outputs], feeds)
+    return {
+        tensor.name: result[-1, : math.prod(tensor.shape)].reshape(tensor.shape)
+        if part.steps and tensor.per_step
+        else result
+        for tensor, result in zip(part.outputs, results, strict=True)
+    }
 
 
 def compare(reference: NDArray[np.generic], result: NDArray[np.generic]) -> Agreement:

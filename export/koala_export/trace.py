@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
@@ -37,12 +38,12 @@ def example_inputs(component: Component, seed: int = 0) -> dict[str, Tensor]:
     return inputs
 
 
-def export_onnx(module: nn.Module, component: Component, path: Path) -> list[Path]:
-    """Trace ``module``, write ``path`` and ``path.data``, check them and return both. Raises BuildError."""
+def trace(module: nn.Module, component: Component) -> ir.Model:
+    """Return ``module`` as an ONNX graph that holds nothing of this machine. Raises BuildError."""
     inputs = example_inputs(component)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
-        program = _trace(module, component, inputs)
+        model = _trace(module, component, inputs)
     except torch.onnx.OnnxExporterError as error:
         raise BuildError(
             component.name,
@@ -50,7 +51,6 @@ def export_onnx(module: nn.Module, component: Component, path: Path) -> list[Pat
             found=str(error).strip().splitlines()[0],
             mend="report the checkpoint's config.json",
         ) from error
-    model = program.model
     # The exporter notes stack traces and file paths of this machine on every node.
     for holder in (model, model.graph, *model.graph, *model.graph.initializers.values()):
         holder.metadata_props.clear()
@@ -60,15 +60,21 @@ def export_onnx(module: nn.Module, component: Component, path: Path) -> list[Pat
             value.metadata_props.clear()
     for value in model.graph.inputs:
         value.metadata_props.clear()
-    program.save(path, external_data=True)
+    return model
+
+
+def save(model: ir.Model, component: Component, folder: Path) -> list[Path]:
+    """Write ``NAME.onnx`` and ``NAME.onnx.data``, check them and return both. Raises BuildError."""
+    path = folder / f"{component.name}.onnx"
+    ir.save(model, path, external_data=f"{path.name}.data")
     _check(path, component)
     return [path, path.with_name(path.name + ".data")]
 
 
-def _trace(module: nn.Module, component: Component, inputs: dict[str, Tensor]) -> Any:
+def _trace(module: nn.Module, component: Component, inputs: dict[str, Tensor]) -> ir.Model:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
-        return torch.onnx.export(
+        program: Any = torch.onnx.export(
             module,
             kwargs=inputs,
             input_names=[tensor.name for tensor in component.inputs],
@@ -77,6 +83,8 @@ def _trace(module: nn.Module, component: Component, inputs: dict[str, Tensor]) -
             dynamo=True,
             verbose=False,
         )
+    model: ir.Model = program.model
+    return model
 
 
 def _check(path: Path, component: Component) -> None:
@@ -95,10 +103,11 @@ def _check(path: Path, component: Component) -> None:
         ("outputs", graph.output, component.outputs),
     ):
         found = tuple(_io_tensor(value) for value in values)
-        if sorted(found, key=_name) != sorted(tensors, key=_name):
+        wanted = [IOTensor(tensor.name, tensor.dtype, component.graph_shape(tensor)) for tensor in tensors]
+        if sorted(found, key=_name) != sorted(wanted, key=_name):
             raise BuildError(
                 f"{component.name}: {kind}",
-                expected=str([*tensors]),
+                expected=str(wanted),
                 found=str([*found]),
                 mend="report the checkpoint's config.json",
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -18,16 +19,20 @@ VERSION: str = ort.__version__
 
 
 class HostBuffer:
-    """A numpy array whose memory stays where it is."""
+    """A numpy array whose memory stays where it is; of a table, [rows, padded items], with ``shape`` that of a row."""
 
-    def __init__(self, array: Array) -> None:
-        self.array = array
+    def __init__(self, array: Array, shape: tuple[int, ...] | None = None) -> None:
+        self.array, self._shape = array, shape
 
     def write(self, values: Array) -> None:
         """Copy ``values`` in."""
-        if values.shape != self.array.shape or values.dtype != self.array.dtype:
-            raise ValueError(f"buffer {self.array.dtype}{self.array.shape}, values {values.dtype}{values.shape}")
-        np.copyto(self.array, values)
+        shape = self.array.shape if self._shape is None else (len(values), *self._shape)
+        if values.shape != shape or values.dtype != self.array.dtype:
+            raise ValueError(f"buffer {self.array.dtype}{shape}, values {values.dtype}{values.shape}")
+        if self._shape is None:
+            np.copyto(self.array, values)
+        else:
+            self.array[: len(values), : math.prod(self._shape)] = values.reshape(len(values), -1)
 
     def read(self) -> Array:
         """Return a copy."""
@@ -35,7 +40,12 @@ class HostBuffer:
 
     def row(self, index: int) -> HostBuffer:
         """Return one tensor of a table, sharing its memory."""
-        return HostBuffer(self.array[index])
+        assert self._shape is not None
+        return HostBuffer(self.array[index, : math.prod(self._shape)].reshape(self._shape))
+
+    def rows(self, start: int, count: int) -> HostBuffer:
+        """Return rows of a table as they are, sharing their memory."""
+        return HostBuffer(self.array[start : start + count])
 
 
 class CpuExecutor:
@@ -61,7 +71,9 @@ class CpuExecutor:
     def allocate(self, tensor: IOTensor, rows: int | None = None) -> HostBuffer:
         """Return zeroed memory. Half precision does not exist on this target: such tensors are float32."""
         dtype = "float32" if tensor.dtype == "float16" else tensor.dtype
-        return HostBuffer(np.zeros((*(() if rows is None else (rows,)), *tensor.shape), dtype))
+        if rows is None:
+            return HostBuffer(np.zeros(tensor.shape, dtype))
+        return HostBuffer(np.zeros((rows, tensor.row_items), dtype), tensor.shape)
 
     def bind(self, component: str, tensors: Mapping[str, Buffer]) -> Stage:
         """Bind every input and output of ``component`` to the memory of the buffer of its name."""

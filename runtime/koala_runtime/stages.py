@@ -17,16 +17,19 @@ Stage: TypeAlias = Callable[[], None]
 
 
 class Buffer(Protocol):
-    """Memory of one tensor, or of a table of them."""
+    """Memory of one tensor, or of a table of them, whose rows are padded (``IOTensor.row_items``)."""
 
     def write(self, values: Array) -> None:
-        """Copy ``values`` in; their shape and dtype are the buffer's own."""
+        """Copy ``values`` in: those of the tensor, or [rows, ...] for the first rows of a table."""
 
     def read(self) -> Array:
         """Return a copy of what the buffer holds now."""
 
     def row(self, index: int) -> Buffer:
         """Return the ``index``-th tensor of a table, sharing its memory."""
+
+    def rows(self, start: int, count: int) -> Buffer:
+        """Return a piece of a table, rows padded as they are, sharing its memory."""
 
 
 class Executor(Protocol):

@@ -12,29 +12,48 @@ from dataclasses import dataclass
 from koala_runtime.contract.spec import ModelSpec, Profile
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "int32": 4, "uint8": 1}
+ROW_ALIGNMENT = 256  # bytes; what CUDA's allocators give and TensorRT asks of a tensor's address
 
 
 @dataclass(frozen=True)
 class IOTensor:
-    """A tensor at a component's edge; ``dtype`` is numpy's name, ``shape`` is static."""
+    """A tensor at a component's edge; ``dtype`` is numpy's name, ``shape`` is static.
+
+    ``per_step`` tensors have another value in every denoising step; a run keeps them as a table of one row per step.
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
+    per_step: bool = False
 
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
 
+    @property
+    def row_items(self) -> int:
+        """Length of this tensor's row in a table, in items: padded, so that every row starts at an aligned address."""
+        return -(-self.nbytes // ROW_ALIGNMENT) * ROW_ALIGNMENT // ITEM_BYTES[self.dtype]
+
 
 @dataclass(frozen=True)
 class Component:
-    """One exported graph."""
+    """One exported graph.
+
+    ``steps`` is 0 but for a component that computes the values of that many denoising steps at once: there a
+    ``per_step`` tensor is a piece of its table, [steps, row_items], and a tensor's own items come first in its row.
+    """
 
     name: str
     inputs: tuple[IOTensor, ...]
     outputs: tuple[IOTensor, ...]
+    steps: int = 0
+
+    def graph_shape(self, tensor: IOTensor) -> tuple[int, ...]:
+        """Return the shape that ``tensor`` has in this component's graph."""
+        return (self.steps, tensor.row_items) if self.steps and tensor.per_step else tensor.shape
 
 
 def components(spec: ModelSpec, profile: Profile) -> tuple[Component, ...]:
@@ -74,9 +93,9 @@ def components(spec: ModelSpec, profile: Profile) -> tuple[Component, ...]:
             "denoiser",
             (
                 latents,
-                IOTensor("sigma", "float32", (1,)),
-                IOTensor("sigma_next", "float32", (1,)),
-                IOTensor("timestep", "float32", (1,)),
+                IOTensor("sigma", "float32", (1,), per_step=True),
+                IOTensor("sigma_next", "float32", (1,), per_step=True),
+                IOTensor("timestep", "float32", (1,), per_step=True),
                 *((IOTensor("guidance_scale", "float32", (1,)),) if profile.cfg else ()),
                 hidden_states,
                 hidden_states_2,

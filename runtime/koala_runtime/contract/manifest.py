@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from koala_runtime.contract.codec import CodecError, from_json
+from koala_runtime.contract.counts import NOTHING, Counts
 from koala_runtime.contract.errors import BundleError, TargetError
 from koala_runtime.contract.files import FileEntry
 from koala_runtime.contract.gpu import GPU
-from koala_runtime.contract.io import IOTensor
+from koala_runtime.contract.io import Component
 from koala_runtime.contract.spec import ModelSpec, Profile, Sampling
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 ENGINE_RECORD = "engine.json"
 TOKENIZERS = ("tokenizer", "tokenizer_2")
@@ -24,13 +25,11 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class ComponentEntry:
-    """A component in a bundle: its I/O table and its files, the ONNX graph first, then its external data."""
+class ComponentEntry(Component):
+    """A component in a bundle, its files (the ONNX graph first, then its external data), and how much work it is."""
 
-    name: str
-    inputs: tuple[IOTensor, ...]
-    outputs: tuple[IOTensor, ...]
-    files: tuple[str, ...]
+    files: tuple[str, ...] = ()
+    counts: Counts = NOTHING
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,11 @@ class Origin:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole of manifest.json. ``gate`` is ``passed``, or ``skipped`` where the exporter was told so."""
+    """The whole of manifest.json.
+
+    ``gate`` is ``passed``, or ``skipped`` where the exporter was told so; ``passes`` names the graph passes that ran,
+    and ``traced`` says how much work each component was before them.
+    """
 
     schema_version: int
     origin: Origin
@@ -51,6 +54,8 @@ class Manifest:
     spec: ModelSpec
     profile: Profile
     sampling: Sampling
+    passes: tuple[str, ...]
+    traced: dict[str, Counts]
     components: tuple[ComponentEntry, ...]
     files: dict[str, FileEntry]
 
@@ -100,10 +105,11 @@ class EngineKey:
 
 @dataclass(frozen=True)
 class Plan:
-    """One built component: its file first, then any external data, and how long the compiler took."""
+    """One built component: its file first, then any external data; how long the compiler took, its kernels by kind."""
 
     files: tuple[str, ...]
     build_seconds: float
+    kernels: dict[str, int]
 
 
 @dataclass(frozen=True)

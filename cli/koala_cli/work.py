@@ -1,0 +1,99 @@
+"""How much work a picture is: the counts of a bundle's components as a table, and the least time on known GPUs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from koala_cli.screen import megabytes
+from koala_runtime.contract.counts import ROOFLINES
+from koala_runtime.contract.manifest import ComponentEntry, Manifest
+
+
+def runs(entry: ComponentEntry, steps: int) -> int:
+    """Return how often a picture of ``steps`` denoising steps runs a component."""
+    if entry.steps:
+        return -(-steps // entry.steps)
+    return steps if any(tensor.per_step for tensor in entry.inputs) else 1
+
+
+def work(manifest: Manifest) -> dict[str, Any]:
+    """Return what the tables show for ``--json``: per component, and what hoisting took out of the loop."""
+    steps = manifest.sampling.num_inference_steps
+    parts = {
+        entry.name: {
+            "runs": runs(entry, steps),
+            "flops": entry.counts.flops,
+            "float16_share": entry.counts.half_share,
+            "roofline_seconds": {gpu.name: entry.counts.roofline_seconds(gpu) for gpu in ROOFLINES},
+        }
+        for entry in manifest.components
+    }
+    return {"components": parts, "hoisted": _hoisted(manifest)}
+
+
+def work_table(manifest: Manifest) -> Table:
+    """One row per component, figures of one run, and one row for a whole picture."""
+    steps = manifest.sampling.num_inference_steps
+    table = _figures("per run", "runs", "nodes", "GFLOP", "weights", "float16", "attentions", "norms")
+    for entry in manifest.components:
+        counts = entry.counts
+        sizes = (f"{counts.flops / 1e9:,.1f}", megabytes(counts.weight_bytes), f"{counts.half_share:.0%}")
+        figures = (runs(entry, steps), counts.nodes, *sizes, counts.attentions, counts.norms)
+        table.add_row(entry.name, *map(str, figures))
+    table.add_section()
+    flops = sum(runs(entry, steps) * entry.counts.flops for entry in manifest.components)
+    weights = sum(entry.counts.weight_bytes for entry in manifest.components)
+    table.add_row(f"{steps} steps", "", "", f"{flops / 1e9:,.1f}", megabytes(weights), "", "", "")
+    return table
+
+
+def roofline_table(manifest: Manifest) -> Table:
+    """The least time that each component and a picture take on known GPUs, in float16."""
+    steps = manifest.sampling.num_inference_steps
+    table = _figures("at least, ms", *(gpu.name for gpu in ROOFLINES))
+    totals = [0.0] * len(ROOFLINES)
+    for entry in manifest.components:
+        least = [1e3 * entry.counts.roofline_seconds(gpu) for gpu in ROOFLINES]
+        totals = [total + runs(entry, steps) * ms for total, ms in zip(totals, least, strict=True)]
+        table.add_row(entry.name, *(f"{ms:,.2f}" for ms in least))
+    table.add_section()
+    table.add_row(f"{steps} steps", *(f"{ms:,.2f}" for ms in totals))
+    return table
+
+
+def _figures(*columns: str) -> Table:
+    table = Table(*columns)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
+
+
+def hoisted_line(manifest: Manifest) -> str | None:
+    """Return in one sentence what hoisting bought, or None where it did not run."""
+    saved = _hoisted(manifest)
+    if not saved:
+        return None
+    return (
+        f"hoisted out of each step: {saved['nodes']} nodes, {megabytes(saved['weight_bytes'])} of weights and "
+        f"{saved['flops'] / 1e9:,.1f} GFLOP, over {saved['tensors']} tensors of {megabytes(saved['tensor_bytes'])}; "
+        f"in {manifest.sampling.num_inference_steps} steps {saved['flops_per_picture'] / 1e9:,.1f} GFLOP less"
+    )
+
+
+def _hoisted(manifest: Manifest) -> dict[str, int]:
+    names = {entry.name for entry in manifest.components}
+    if "prologue" not in names:
+        return {}
+    before, step, prologue = manifest.traced["denoiser"], manifest.component("denoiser"), manifest.component("prologue")
+    steps = manifest.sampling.num_inference_steps
+    flops = before.flops - step.counts.flops
+    return {
+        "nodes": before.nodes - step.counts.nodes,
+        "weight_bytes": before.weight_bytes - step.counts.weight_bytes,
+        "flops": flops,
+        "tensors": len(prologue.outputs),
+        "tensor_bytes": sum(tensor.nbytes for tensor in prologue.outputs),
+        "flops_per_picture": steps * flops - runs(prologue, steps) * prologue.counts.flops,
+    }

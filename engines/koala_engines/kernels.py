@@ -1,0 +1,59 @@
+"""What a compiler made of a component: its kernels by kind, and whether a fusion or float16 got lost on the way."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx
+
+from koala_engines.backend import Backend
+from koala_runtime.contract.manifest import ComponentEntry
+
+# TensorRT-RTX notes each kernel's name in the plan, readable and undocumented (seen in 1.7).
+_FUNCTION = re.compile(rb"function=\{ name=(\S+) fqn=")
+_LEAST_HALF = 0.9  # of a float16 component's operations; the sampler around the U-Net is float32 but has no products
+
+
+def of_plan(backend: Backend, path: Path) -> dict[str, int]:
+    """Return how often each kind of kernel occurs in a plan, most frequent first; empty where it cannot be told."""
+    if backend.ahead_of_time:
+        return _by_kind(name.decode() for name in _FUNCTION.findall(path.read_bytes()))
+    trt: Any = backend.trt
+    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(path.read_bytes())
+    if engine is None:
+        return {}
+    layers = json.loads(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
+    return _by_kind(
+        str(layer.get("Name", layer)) if isinstance(layer, dict) else str(layer) for layer in layers["Layers"]
+    )
+
+
+def of_graph(path: Path) -> dict[str, int]:
+    """Return how often each operation occurs in an ONNX file that ONNX Runtime optimised."""
+    return _by_kind(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
+
+
+def losses(entry: ComponentEntry, precision: str, kernels: dict[str, int]) -> list[str]:
+    """Return in plain words what the compiler should have kept and did not; for plans of float16 components.
+
+    A float32 attention has no fused kernel, so nothing is lost there.
+    """
+    found = []
+    half = entry.counts.half_share
+    if precision == "fp16" and entry.counts.flops and half < _LEAST_HALF:
+        found.append(f"only {half:.0%} of its operations are float16")
+    fused = sum(times for name, times in kernels.items() if "mha" in name)
+    if half >= _LEAST_HALF and fused < entry.counts.attentions:
+        found.append(
+            f"{fused} of {entry.counts.attentions} attentions are fused; the others hold their scores in memory"
+        )
+    return found
+
+
+def _by_kind(names: Any) -> dict[str, int]:
+    """Count names without the numbers that tell instances apart."""
+    return dict(Counter(re.sub(r"_0x[0-9a-f]+.*$|_\d+$", "", name) for name in names).most_common())
