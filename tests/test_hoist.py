@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from koala_export.passes.graph import shape_of
 from koala_export.passes.hoist import Split, hoist
 
 STEPS = 3
@@ -62,7 +63,7 @@ class Builder:
 
     def grow(self) -> None:
         one: ir.Value = self.rng.choice(self.values)
-        shape = tuple(int(side) for side in one.shape or ())  # type: ignore[arg-type]
+        shape = shape_of(one)
         kinds = ["unary", "binary", "reshape", "unsqueeze", "expand", "concat", "softmax", "cumsum"]
         kinds += ["transpose", "matmul", "slice"] if len(shape) > 1 else []
         kinds += ["gemm"] if len(shape) == 2 else []
@@ -114,7 +115,7 @@ class Builder:
             self.add("Slice", given, (*shape[:axis], shape[axis] - 1, *shape[axis + 1 :]))
 
     def grow_matmul(self, one: ir.Value, shape: tuple[int, ...]) -> None:
-        others = [v for v in self.values if len(v.shape or ()) >= 2 and v.shape[-2] == shape[-1]]  # type: ignore[index]
+        others = [v for v in self.values if len(shape_of(v)) >= 2 and shape_of(v)[-2] == shape[-1]]
         others = [v for v in others if broadcast(shape[:-2], tuple(v.shape or ())[:-2]) is not None]
         other = self.rng.choice([*others, self.weight(shape[-1], 3)])
         sides = tuple(int(side) for side in other.shape)

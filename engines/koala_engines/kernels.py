@@ -26,10 +26,8 @@ def of_plan(backend: Backend, path: Path) -> dict[str, int]:
     engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(path.read_bytes())
     if engine is None:
         return {}
-    layers = json.loads(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
-    return _by_kind(
-        str(layer.get("Name", layer)) if isinstance(layer, dict) else str(layer) for layer in layers["Layers"]
-    )
+    told = json.loads(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
+    return _by_kind(layer["Name"] for layer in told["Layers"])
 
 
 def of_graph(path: Path) -> dict[str, int]:

@@ -10,7 +10,6 @@ from typing import Any
 
 SEQUENCE_LENGTH = 77
 HIDDEN_SIZES = (64, 96)  # of the two text encoders
-CONDITIONING = {"force_zeros_for_empty_prompt": True, "add_watermarker": False}
 SCHEDULER = {
     "beta_start": 0.00085,
     "beta_end": 0.012,

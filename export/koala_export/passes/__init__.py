@@ -13,6 +13,7 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from koala_export.passes.chunk import chunk_attention
+from koala_export.passes.graph import shape_of
 from koala_export.passes.hoist import hoist, pad_rows
 from koala_runtime.contract.errors import ArgumentError
 from koala_runtime.contract.io import Component, IOTensor
@@ -62,5 +63,5 @@ def _hoisted(component: Component, model: ir.Model, report: Callable[[str], None
 
 
 def _tensor(value: ir.Value, *, per_step: bool) -> IOTensor:
-    assert value.dtype is not None and value.shape is not None
-    return IOTensor(str(value.name), value.dtype.numpy().name, tuple(int(n) for n in value.shape), per_step)  # type: ignore[arg-type]
+    assert value.dtype is not None
+    return IOTensor(str(value.name), value.dtype.numpy().name, shape_of(value), per_step)

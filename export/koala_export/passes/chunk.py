@@ -64,7 +64,7 @@ def _split(graph: ir.Graph, node: ir.Node, chunks: int) -> None:
     assert queries.dtype is not None
     # As the operator defines it: both sides get the root of the scale, which keeps float16 scores in range.
     root = ir.tensor(np.array(math.sqrt(scale), queries.dtype.numpy()), name=f"{name}_root")
-    factor = ir.Value(name=root.name, shape=root.shape, type=queries.type, const_value=root)  # type: ignore[arg-type]
+    factor = ir.Value(name=root.name, shape=ir.Shape([]), type=queries.type, const_value=root)
     graph.register_initializer(factor)
     made: list[ir.Node] = []
 

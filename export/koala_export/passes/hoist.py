@@ -191,9 +191,13 @@ def pad_rows(prologue: ir.Model, component: Component) -> None:
             items = math.prod(tensor.shape)
             value.name = f"{tensor.name}_items"
             flat = ir.node("Reshape", [value, constant(graph, [component.steps, items], f"{tensor.name}_flat")])
-            padding = constant(graph, [0, 0, 0, tensor.row_items - items], f"{tensor.name}_padding")
-            padded = ir.node("Pad", [flat.outputs[0], padding], name=f"{tensor.name}_padded")
-            row = padded.outputs[0]
+            graph.append(flat)
+            row = flat.outputs[0]
+            if missing := tensor.row_items - items:
+                padding = constant(graph, [0, 0, 0, missing], f"{tensor.name}_padding")
+                row.type, row.shape = value.type, ir.Shape((component.steps, items))
+                padded = ir.node("Pad", [row, padding], name=f"{tensor.name}_padded")
+                graph.append(padded)
+                row = padded.outputs[0]
             row.name, row.type, row.shape = tensor.name, value.type, ir.Shape(component.graph_shape(tensor))
-            graph.extend([flat, padded])
             graph.outputs[index] = row

@@ -70,6 +70,13 @@ class _Lifting:
         self.graph.insert_before(self.node, node)
         return result
 
+    def align(self, index: int, missing: int) -> None:
+        """Give lifted input ``index`` ``missing`` sides of one after its axis of steps: ranks meet on the right."""
+        value = self.node.inputs[index]
+        steps, *sides = shape_of(value)
+        if value is not None and missing > 0:
+            self.set(index, self.before("Reshape", value, [steps, *[1] * missing, *sides], index))
+
     def inputs(self) -> list[tuple[int, ir.Value]]:
         return [(index, value) for index, value in enumerate(self.node.inputs) if value is not None]
 
@@ -79,13 +86,9 @@ class _Lifting:
 
 
 def _elementwise(lifting: _Lifting) -> None:
-    """Ranks meet on the right: a lifted input of lower rank needs ones after its axis of steps."""
     for index, value in lifting.inputs():
-        sides = shape_of(value)  # of a lifted input, already with its axis
-        missing = lifting.rank + 1 - len(sides)
-        if lifting.is_lifted[index] and missing > 0:
-            shape = [sides[0], *[1] * missing, *sides[1:]]
-            lifting.set(index, lifting.before("Reshape", value, shape, index))
+        if lifting.is_lifted[index]:
+            lifting.align(index, lifting.rank + 1 - len(shape_of(value)))
 
 
 def _gemm(lifting: _Lifting) -> ir.Value:
@@ -106,12 +109,9 @@ def _gemm(lifting: _Lifting) -> ir.Value:
 def _matmul(lifting: _Lifting) -> None:
     """Leading axes broadcast; ranks of the batch axes must meet as those of elements do."""
     ranks = [len(shape_of(value)) - lifting.is_lifted[index] for index, value in lifting.inputs()]
-    for index, value in lifting.inputs():
-        sides = shape_of(value)
-        missing = max(ranks) - ranks[index]
-        if lifting.is_lifted[index] and missing:
-            shape = [sides[0], *[1] * missing, *sides[1:]]
-            lifting.set(index, lifting.before("Reshape", value, shape, index))
+    for index, _ in lifting.inputs():
+        if lifting.is_lifted[index]:
+            lifting.align(index, max(ranks) - ranks[index])
 
 
 def _concat(lifting: _Lifting) -> None:
@@ -119,8 +119,7 @@ def _concat(lifting: _Lifting) -> None:
     lifting.node.attributes["axis"] = ir.AttrInt64("axis", axis if axis < 0 else axis + 1)
     for index, value in lifting.inputs():
         if not lifting.is_lifted[index]:
-            sides = shape_of(value)
-            lifting.set(index, lifting.before("Expand", value, [lifting.steps, *sides], index))
+            lifting.set(index, lifting.before("Expand", value, [lifting.steps, *shape_of(value)], index))
 
 
 def _to_own_shape(lifting: _Lifting) -> ir.Value:
@@ -131,13 +130,8 @@ def _to_own_shape(lifting: _Lifting) -> ir.Value:
 
 
 def _expand(lifting: _Lifting) -> None:
-    node, value = lifting.node, lifting.node.inputs[0]
-    assert value is not None
-    sides = shape_of(value)
-    target = [lifting.steps, *shape_of(node.outputs[0])]
-    aligned = [sides[0], *[1] * (len(target) - len(sides)), *sides[1:]]
-    if aligned != list(sides):
-        lifting.set(0, lifting.before("Reshape", value, aligned, 0))
+    target = [lifting.steps, *shape_of(lifting.node.outputs[0])]
+    lifting.align(0, len(target) - len(shape_of(lifting.node.inputs[0])))
     lifting.set(1, lifting.constant(target, "lifted_shape"))
 
 
