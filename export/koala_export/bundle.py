@@ -195,7 +195,7 @@ def _export_component(
     from koala_export.trace import save, trace
 
     report(f"{component.name}: loading")
-    module = build_module(component.name, checkpoint, manifest.spec, manifest.profile)
+    module = build_module(component.name, checkpoint, manifest.spec, manifest.profile, manifest.passes, report)
     require_space(folder, sum(value.nbytes for value in module.state_dict().values()))
     report(f"{component.name}: tracing")
     with torch.no_grad():

@@ -27,16 +27,30 @@ def count(model: ir.Model) -> Counts:
     return Counts(
         nodes=sum(kinds.values()),
         weight_bytes=sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value),
-        attentions=kinds["Attention"],
+        attentions=sum(_is_attention(node) for node in model.graph),
         norms=sum(kinds[name] for name in NORMS),
         products=tuple(Product(*key, times) for key, times in sorted(products.items())),
     )
 
 
+def _is_attention(node: ir.Node) -> bool:
+    """Tell whether it is the one node, or the softmax between the products that name their axes (``passes.tokens``)."""
+    before = node.inputs[0].producer() if node.op_type == "Softmax" and node.inputs[0] is not None else None
+    return node.op_type == "Attention" or (before is not None and before.op_type == "Einsum")
+
+
 def _flops(node: ir.Node) -> int:
     """Two per multiplication and addition; 0 for what is no product."""
-    if node.op_type not in ("MatMul", "Gemm", "Conv", "Attention"):
+    if node.op_type not in ("MatMul", "Gemm", "Conv", "Attention", "Einsum"):
         return 0
+    if node.op_type == "Einsum":
+        letters = node.attributes["equation"].as_string().split("->")[0].split(",")
+        sides = {
+            name: side
+            for v, axes in zip(node.inputs, letters, strict=True)
+            for name, side in zip(axes, shape_of(v), strict=True)
+        }
+        return 2 * math.prod(sides.values())
     shapes = [None if value is None else shape_of(value) for value in node.inputs]
     first, second, output = shapes[0], shapes[1], shape_of(node.outputs[0])
     assert first is not None and second is not None

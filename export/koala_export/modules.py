@@ -6,12 +6,14 @@ StableDiffusionXLPipeline does on the host: choosing hidden states, classifier-f
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from koala_export.checkpoint import Checkpoint
+from koala_export.rescale import rescale
 from koala_runtime.contract.spec import ModelSpec, Profile
 
 
@@ -86,7 +88,7 @@ class Denoiser(nn.Module):
 
 
 class VAEDecoder(nn.Module):
-    """latents -> images, uint8 NHWC; decoded in float32 where the checkpoint asks for it (force_upcast)."""
+    """latents -> images, uint8 NHWC."""
 
     def __init__(self, vae: Any) -> None:
         super().__init__()
@@ -110,13 +112,29 @@ class VAEDecoder(nn.Module):
         return levels.round().permute(0, 2, 3, 1).to(torch.uint8)
 
 
-def build_module(component: str, checkpoint: Checkpoint, spec: ModelSpec, profile: Profile) -> nn.Module:
-    """Load what ``component`` needs from the checkpoint and return its module, in evaluation mode."""
+def build_module(
+    component: str,
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    profile: Profile,
+    passes: Sequence[str] = (),
+    report: Callable[[str], None] = lambda _: None,
+) -> nn.Module:
+    """Load what ``component`` needs from the checkpoint and return its module, in evaluation mode.
+
+    A VAE that asks for float32 (force_upcast) is float32, unless ``passes`` has "rescale" and that finds a scale.
+    """
     half = torch.float16 if profile.precision == "fp16" else torch.float32
     if component == "denoiser":
         return Denoiser(checkpoint.load("unet", half), spec.scheduler.prediction_type).eval()
     if component == "vae_decoder":
-        return VAEDecoder(checkpoint.load("vae", torch.float32 if spec.vae.force_upcast else half)).eval()
+        vae: Any = checkpoint.load("vae", torch.float32 if spec.vae.force_upcast else half)
+        if spec.vae.force_upcast and half == torch.float16 and "rescale" in passes:
+            exponent = rescale(vae.eval())
+            kept = "float32, as the checkpoint asks: no scale of its activations fits float16"
+            report(f"{component}: {kept if exponent is None else f'float16, with activations scaled by 2^{exponent}'}")
+            vae = vae if exponent is None else vae.half()
+        return VAEDecoder(vae).eval()
     encoder: Any = checkpoint.load(component, half)
     if profile.precision == "fp32":
         # In float32 TensorRT has no fused kernel for CLIP's masked attention; plain matrix products always build.

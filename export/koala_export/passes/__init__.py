@@ -1,6 +1,7 @@
 """Graph passes between trace and engines; each gives graphs that compute the same, and can be left out.
 
 - ``chunk``: an attention that cannot be fused takes its queries in chunks
+- ``tokens``: tokens in the order in which attention needs no rearranging
 - ``hoist``: what does not depend on the latents leaves the denoising loop
 - ``lift``: one step's graph for all steps at once, which hoisting needs
 """
@@ -15,10 +16,12 @@ import onnx_ir as ir
 from koala_export.passes.chunk import chunk_attention
 from koala_export.passes.graph import shape_of
 from koala_export.passes.hoist import hoist, pad_rows
+from koala_export.passes.tokens import turn_tokens
 from koala_runtime.contract.errors import ArgumentError
 from koala_runtime.contract.io import Component, IOTensor
 
-PASSES = ("chunk", "hoist")
+PASSES = ("rescale", "chunk", "tokens", "hoist")
+"""All that can be left out, in the order in which they run; ``rescale`` works before the trace, on the VAE."""
 STEPS_AT_ONCE = 32
 """Rows that the prologue computes in one run: a step count above it runs it again. For the full-size U-Net 32 rows
 cost 2 GFLOP, a thousandth of one step."""
@@ -38,6 +41,8 @@ def run_passes(
     """Return the components that ``component`` becomes, in the order in which they run; ``model`` may be changed."""
     if "chunk" in passes and (found := chunk_attention(model)):
         report(f"{component.name}: {found} attention in chunks of queries")
+    if "tokens" in passes and (found := turn_tokens(model)):
+        report(f"{component.name}: {found} attentions on tokens in sequence-major order")
     if component.name == "denoiser" and "hoist" in passes:
         return _hoisted(component, model, report)
     return [(component, model)]

@@ -1,0 +1,81 @@
+"""float16 for a VAE decoder whose checkpoint asks for float32 (``force_upcast``): exactly, by a power of two.
+
+Such a decoder overflows float16 (65,504) in the activations between its norms. A group norm does not care about the
+scale of what it is given: norm(s x, s² eps) = norm(x, eps). So everything that is written between norms is made s
+times as large: weights and biases of the convolutions that start from normed values, biases alone of those that start
+from what is s times as large already, and eps to match. With s a power of two this changes no digit of any number, and
+no operation has to stay in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+LARGEST = 65504.0  # of float16
+HEADROOM = 16.0  # between what is measured here and what a picture may need
+_SMALLEST = -12  # exponent; weights of 1e-2 are still normal numbers in float16
+
+
+@torch.no_grad()
+def rescale(vae: Any) -> int | None:
+    """Scale the decoder of ``vae`` (float32) in place by 2^n and return n <= 0; None, and no change, if none helps.
+
+    The scale is the largest that leaves ``HEADROOM`` under float16's largest number for every activation of a decoding
+    of noise of the latents' own variance, 16 x 16 latents.
+    """
+    decoder = vae.decoder
+    exponent = min(0, math.floor(math.log2(LARGEST / HEADROOM / _largest(vae))))
+    if exponent < _SMALLEST:
+        return None
+    _scale(decoder, 2.0**exponent)
+    if _largest(vae) > LARGEST / HEADROOM:  # of what the scale does not reach, such as queries and keys
+        _scale(decoder, 2.0**-exponent)
+        return None
+    return exponent
+
+
+def _largest(vae: Any) -> float:
+    """Return the largest magnitude that any module of the decoder gives."""
+    found = [0.0]
+
+    def watch(_: nn.Module, __: Any, output: Any) -> None:
+        found.append(float(output.abs().max()))
+
+    modules = [*vae.decoder.modules()]
+    hooks = [module.register_forward_hook(watch) for module in modules]
+    try:
+        noise = torch.randn(4, vae.config.latent_channels, 16, 16, generator=torch.Generator().manual_seed(0))
+        vae.decode(noise / vae.config.scaling_factor, return_dict=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return max(found) if all(map(math.isfinite, found)) else math.inf
+
+
+def _scale(decoder: Any, factor: float) -> None:
+    def scale(layer: Any, *, weight: bool) -> None:
+        if weight:
+            layer.weight.mul_(factor)
+        if layer.bias is not None:
+            layer.bias.mul_(factor)
+
+    scale(decoder.conv_in, weight=True)
+    blocks = [decoder.mid_block, *decoder.up_blocks]
+    for resnet in (resnet for block in blocks for resnet in block.resnets):
+        for norm in (resnet.norm1, resnet.norm2):
+            norm.eps *= factor**2
+        scale(resnet.conv1, weight=True)
+        scale(resnet.conv2, weight=True)
+        if resnet.conv_shortcut is not None:
+            scale(resnet.conv_shortcut, weight=False)
+    for attention in decoder.mid_block.attentions or ():
+        if attention is not None:
+            attention.group_norm.eps *= factor**2
+            scale(attention.to_out[0], weight=True)
+    for upsampler in (each for block in decoder.up_blocks for each in block.upsamplers or ()):
+        scale(upsampler.conv, weight=False)
+    decoder.conv_norm_out.eps *= factor**2
