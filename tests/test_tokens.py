@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from koala_export.counts import count
 from koala_export.passes.tokens import turn_tokens
 from koala_export.trace import OPSET
+from koala_runtime.contract.counts import Counts
 
 WIDTH, HEADS = 16, 2
 
@@ -71,9 +72,13 @@ def test_the_result_stays(twist: str, turned: int, batch: int) -> None:
     kinds = Counter(node.op_type for node in model.graph)
     assert (kinds["Attention"], kinds["Einsum"]) == (2 - turned, 2 * turned)
     after = count(model)
-    assert (after.attentions, after.flops) == (before.attentions, before.flops)
+    assert (after.attentions, after.flops, nbytes(after)) == (before.attentions, before.flops, nbytes(before))
     if twist == "":
         assert kinds["Transpose"] == 4, "in, the prompt's, and two out; none at an attention"
+
+
+def nbytes(counts: Counts) -> int:
+    return sum(product.nbytes * product.count for product in counts.products)
 
 
 def run(model: ir.Model, feeds: dict[str | None, Any]) -> Any:

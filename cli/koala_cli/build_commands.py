@@ -49,7 +49,7 @@ def export(
     ] = True,
     without: Annotated[
         list[str] | None,
-        typer.Option(help="A graph pass to leave out: chunk or hoist. May be repeated.", show_default=False),
+        typer.Option(help="A pass to leave out: rescale, chunk, tokens or hoist. May be repeated.", show_default=False),
     ] = None,
 ) -> None:
     """Turn a diffusers checkpoint into a bundle of ONNX components.

@@ -20,9 +20,9 @@ def count(model: ir.Model) -> Counts:
     for node in model.graph:
         kinds[node.op_type] += 1
         if flops := _flops(node):
-            values = [value for value in (*node.inputs, *node.outputs) if value is not None]
             first = node.inputs[0]
             assert first is not None and first.dtype is not None
+            values = (value for value in (*node.inputs, *node.outputs) if value is not None and not _is_score(value))
             products[node.op_type, first.dtype.numpy().name, flops, sum(_nbytes(value) for value in values)] += 1
     return Counts(
         nodes=sum(kinds.values()),
@@ -35,8 +35,17 @@ def count(model: ir.Model) -> Counts:
 
 def _is_attention(node: ir.Node) -> bool:
     """Tell whether it is the one node, or the softmax between the products that name their axes (``passes.tokens``)."""
-    before = node.inputs[0].producer() if node.op_type == "Softmax" and node.inputs[0] is not None else None
-    return node.op_type == "Attention" or (before is not None and before.op_type == "Einsum")
+    if node.op_type == "Softmax" and node.inputs[0] is not None:
+        before = node.inputs[0].producer()
+        return before is not None and before.op_type == "Einsum"
+    return node.op_type == "Attention"
+
+
+def _is_score(value: ir.Value) -> bool:
+    """Tell whether a value is between the two products of an attention: fused, it is never in memory."""
+    producer = value.producer()
+    around = [use.node for use in value.uses()] + ([] if producer is None else [producer])
+    return any(_is_attention(node) and node.op_type == "Softmax" for node in around)
 
 
 def _flops(node: ir.Node) -> int:
