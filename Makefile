@@ -36,7 +36,7 @@ test: $(READY) ## Run the tests (minutes, no GPU needed)
 	$(BIN)/python -m pytest -m "not full" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-full: $(READY) ## Run the slow tests too: full-size checkpoints, many kills (needs 24 GB of memory, 40 GB of disk)
-	$(BIN)/python -m pytest -m full
+	$(BIN)/python -m pytest -m full --durations=25
 
 check: $(READY) ## Lint, types, import rules
 	$(BIN)/ruff check .

@@ -169,7 +169,7 @@ def works(
 
 
 QUICK = [("export", "old", "last", 2), ("cpu", "absent", "last", 3), ("rtx", "old", "last", 3)]
-ALL = itertools.product(["export", "cpu", "rtx"], ["absent", "old"], ["last", "each"], [5])
+ALL = itertools.product(["export", "cpu", "rtx"], ["absent", "old"], ["last", "each"], [3])
 FULL = [pytest.param(*case, marks=[pytest.mark.full, pytest.mark.timeout(3600)]) for case in ALL]
 
 

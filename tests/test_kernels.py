@@ -68,3 +68,5 @@ def test_strict_refuses_what_is_lost(half: Path, tmp_path: Path) -> None:
     told: list[str] = []
     build_engines(copy, "rtx", report=told.append)
     assert any(line.startswith("WARNING: rtx: denoiser: only 0%") for line in told)
+    with pytest.raises(BuildError, match="only 0% of its operations are float16"):
+        build_engines(copy, "rtx", Options(strict=True))  # built before, and looked at again

@@ -36,17 +36,20 @@ from tests.support.koala_tiny import CHECKPOINT
 
 QUICK = "koala-700m-like"
 NAMES = [n if n == QUICK else pytest.param(n, marks=pytest.mark.full) for n in (*SHAPES, "koala-tiny")]
+OPTIONS = Options(height=64, width=96, cfg=True, num_inference_steps=4, guidance_scale=2.0, gate=False)
 EACH = [*((name,) for name in PASSES), PASSES]
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def plain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, checkpoint: Any) -> Path:
+def source(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> Path:
+    return CHECKPOINT if request.param == "koala-tiny" else checkpoint(request.param)
+
+
+@pytest.fixture(scope="module")
+def plain(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A float32 bundle without any pass, and its cpu engines."""
-    source = CHECKPOINT if request.param == "koala-tiny" else checkpoint(request.param)
     folder = tmp_path_factory.mktemp("plain") / "bundle"
-    size = {} if request.param == "koala-tiny" else {"height": 64, "width": 96}
-    options = Options(precision="fp32", cfg=True, num_inference_steps=4, guidance_scale=2.0, gate=False, without=PASSES)
-    export_bundle(str(source), folder, replace(options, **size))
+    export_bundle(str(source), folder, replace(OPTIONS, precision="fp32", without=PASSES))
     build_engines(folder, "cpu")
     return folder
 
@@ -99,12 +102,11 @@ def test_pictures_stay_the_same(plain: Path, passes: tuple[str, ...], tmp_path: 
         assert np.abs(got - wanted).max() <= 1.01 / 255  # uint8, rounded the other way
 
 
-def test_half_precision_stays_within_its_rounding(checkpoint: Callable[[str], Path], tmp_path: Path) -> None:
+def test_half_precision_stays_within_its_rounding(source: Path, tmp_path: Path) -> None:
     """Both orders are float16 roundings of one float32 value, so each is off by what float16 costs, and they differ
     by no more than the sum of both errors. What the passes may not do is cost more: half as much again at most."""
     plain = tmp_path / "plain"
-    options = Options(64, 96, precision="fp16", cfg=True, num_inference_steps=4, guidance_scale=2.0, gate=False)
-    export_bundle(str(checkpoint(QUICK)), plain, replace(options, without=PASSES))
+    export_bundle(str(source), plain, replace(OPTIONS, without=PASSES))
     manifest = read_manifest(plain)
     table = {component.name: component for component in components(manifest.spec, manifest.profile)}
     model = ir.load(plain / "onnx" / "denoiser.onnx")
@@ -113,7 +115,7 @@ def test_half_precision_stays_within_its_rounding(checkpoint: Callable[[str], Pa
         parts.append((part, save(graph, part, tmp_path)[0]))
     errors = []
     for some in ([(table["denoiser"], plain / "onnx" / "denoiser.onnx")], parts):
-        source = open_source(str(checkpoint(QUICK)), random_weights=False, precision="fp16")
-        module = build_module("denoiser", source, manifest.spec, manifest.profile)
+        checkpoint = open_source(str(source), random_weights=False, precision="fp16")
+        module = build_module("denoiser", checkpoint, manifest.spec, manifest.profile)
         errors.append(check_component(module, table["denoiser"], some, "fp16")["next_latents"].error)
     assert 0 < errors[1] <= 1.5 * errors[0], errors

@@ -57,6 +57,9 @@ def build_engines(
     with prepare_output(engine_folder(bundle, target), FileLock):
         reasons = _reasons(bundle, target, key)
         if not reasons:
+            plans = read_engine_record(bundle, target).plans
+            for entry in manifest.components:
+                _warn(target, entry, manifest, plans[entry.name], options, report)
             return False
         report(f"{target}: building with {key.compiler} {key.compiler_version}: {'; '.join(reasons)}")
         onnx_files = {path: manifest.files[path] for path in key.onnx}
