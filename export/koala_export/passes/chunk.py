@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import onnx_ir as ir
 
-from koala_export.passes.graph import constant, shape_of
+from koala_export.passes.graph import Replacement, constant, scalar, shape_of
 
 Shape = tuple[int, ...]
 SCRATCH = 64 * 2**20  # bytes for the scores and weights of one chunk
@@ -56,24 +55,14 @@ def _chunks(queries: Shape, keys: Shape, itemsize: int, scratch: int) -> int:
 
 
 def _split(graph: ir.Graph, node: ir.Node, chunks: int) -> None:
-    name = str(node.outputs[0].name)
+    new = Replacement(node)
+    name, add = new.name, new.add
     queries, keys, values = node.inputs
     assert queries is not None and keys is not None and values is not None
     attribute = node.attributes.get("scale")
     scale = attribute.as_float() if attribute is not None else 1 / math.sqrt(shape_of(queries)[-1])
-    assert queries.dtype is not None
     # As the operator defines it: both sides get the root of the scale, which keeps float16 scores in range.
-    root = ir.tensor(np.array(math.sqrt(scale), queries.dtype.numpy()), name=f"{name}_root")
-    factor = ir.Value(name=root.name, shape=ir.Shape([]), type=queries.type, const_value=root)
-    graph.register_initializer(factor)
-    made: list[ir.Node] = []
-
-    def add(op_type: str, inputs: list[ir.Value], label: str, shape: Shape, **attributes: int | list[int]) -> ir.Value:
-        made.append(ir.node(op_type, inputs, attributes, name=f"{name}_{label}"))
-        result = made[-1].outputs[0]
-        result.name, result.type, result.shape = f"{name}_{label}", queries.type, ir.Shape(shape)
-        return result
-
+    factor = scalar(graph, math.sqrt(scale), queries, f"{name}_root")
     batch, heads, tokens, width = shape_of(queries)
     length, others, axis = tokens // chunks, shape_of(keys)[2], constant(graph, [2], f"{name}_axis")
     scaled = add("Mul", [queries, factor], "queries", shape_of(queries))
@@ -89,7 +78,7 @@ def _split(graph: ir.Graph, node: ir.Node, chunks: int) -> None:
         parts.append(add("MatMul", [weights, values], f"part_{i}", output))
     whole = add("Concat", parts, "whole", shape_of(node.outputs[0]), axis=2)
     old = node.outputs[0]
-    graph.insert_before(node, made)
+    graph.insert_before(node, new.nodes)
     old.name, whole.name = f"{name}_before", name
     old.replace_all_uses_with(whole, replace_graph_outputs=True)
     graph.remove(node, safe=True)

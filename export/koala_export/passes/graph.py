@@ -14,6 +14,38 @@ def constant(graph: ir.Graph, values: list[int], name: str) -> ir.Value:
     return value
 
 
+def scalar(graph: ir.Graph, number: float, like: ir.Value, name: str) -> ir.Value:
+    """Add one number of the dtype of ``like`` to the graph."""
+    assert like.dtype is not None
+    tensor = ir.tensor(np.array(number, like.dtype.numpy()), name=name)
+    value = ir.Value(name=name, shape=ir.Shape([]), type=like.type, const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+class Replacement:
+    """The nodes that take the place of one, made one after the other; their results have its dtype."""
+
+    def __init__(self, node: ir.Node) -> None:
+        self.name, self.type = str(node.outputs[0].name), node.outputs[0].type
+        self.nodes: list[ir.Node] = []
+
+    def add(
+        self,
+        op_type: str,
+        inputs: list[ir.Value],
+        label: str,
+        shape: tuple[int, ...],
+        **attributes: str | int | list[int],
+    ) -> ir.Value:
+        """Make a node and return its result."""
+        name = f"{self.name}_{label}"
+        self.nodes.append(ir.node(op_type, inputs, attributes, name=name))
+        result = self.nodes[-1].outputs[0]
+        result.name, result.type, result.shape = name, self.type, ir.Shape(shape)
+        return result
+
+
 def shape_of(value: ir.Value | None) -> tuple[int, ...]:
     """Return the static shape of a value."""
     assert value is not None and value.shape is not None

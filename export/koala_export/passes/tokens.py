@@ -16,11 +16,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from koala_export.passes.graph import constant, shape_of
+from koala_export.passes.graph import Replacement, constant, scalar, shape_of
 
 _BY_TOKEN = {"Add", "Sub", "Mul", "Div", "Gelu", "Erf", "Sigmoid", "Swish", "Relu", "Tanh", "Cast", "Identity"}
 _BY_TOKEN |= {"MatMul", "LayerNormalization", "Split"}
@@ -128,20 +127,10 @@ def _attention(node: ir.Node) -> _Attention | None:
 
 
 def _turn(graph: ir.Graph, attention: _Attention) -> None:
-    old, name = attention.node, str(attention.node.name)
+    old = attention.node
     batch, heads, length, width = shape_of(old.outputs[0])
-    kind, dtype = old.outputs[0].type, old.outputs[0].dtype
-    assert dtype is not None
-    made: list[ir.Node] = []
-
-    def add(
-        op_type: str, inputs: list[ir.Value], label: str, shape: tuple[int, ...], **attributes: str | int
-    ) -> ir.Value:
-        made.append(ir.node(op_type, inputs, attributes, name=f"{name}_{label}"))
-        result = made[-1].outputs[0]
-        result.name, result.type, result.shape = f"{name}_{label}", kind, ir.Shape(shape)
-        return result
-
+    new = Replacement(old)
+    name, add = new.name, new.add
     heads_of = []
     for cut, label in zip(attention.cuts, ("queries", "keys", "values"), strict=True):
         tokens = cut.inputs[0]
@@ -151,9 +140,7 @@ def _turn(graph: ir.Graph, attention: _Attention) -> None:
     queries, keys, values = heads_of
     given = old.attributes.get("scale")
     scale = 1 / math.sqrt(width) if given is None else given.as_float()
-    tensor = ir.tensor(np.array(scale, dtype.numpy()), name=f"{name}_scale")
-    factor = ir.Value(name=tensor.name, shape=ir.Shape([]), type=kind, const_value=tensor)
-    graph.register_initializer(factor)
+    factor = scalar(graph, scale, queries, f"{name}_scale")
     scaled = add("Mul", [queries, factor], "scaled", shape_of(queries))
     shape = (batch * heads, length, shape_of(keys)[0])
     scores = add("Einsum", [scaled, keys], "scores", shape, equation="snd,tnd->nst")
@@ -161,7 +148,7 @@ def _turn(graph: ir.Graph, attention: _Attention) -> None:
     result = add("Einsum", [weights, values], "result", shape_of(queries), equation="nst,tnd->snd")
     attention.end.replace_input_with(0, result)
     attention.end.replace_input_with(1, constant(graph, [length, batch, heads * width], f"{name}_end"))
-    graph.insert_before(attention.end, made)
+    graph.insert_before(attention.end, new.nodes)
 
 
 def _transposed(graph: ir.Graph, value: ir.Value) -> ir.Value:
