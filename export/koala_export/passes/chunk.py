@@ -11,9 +11,8 @@ import math
 
 import onnx_ir as ir
 
-from koala_export.passes.graph import Replacement, constant, scalar, shape_of
+from koala_export.passes.graph import Replacement, Shape, constant, scalar, shape_of
 
-Shape = tuple[int, ...]
 SCRATCH = 64 * 2**20  # bytes for the scores and weights of one chunk
 _WIDEST_FUSED = 256  # head size; tensorrt 11 and TensorRT-RTX 1.7 fuse up to here
 _UNUSED = {"is_causal", "softcap", "qk_matmul_output_mode"}  # 0 in what torch exports without a mask

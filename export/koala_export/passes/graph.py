@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+Shape = tuple[int, ...]
+
 
 def constant(graph: ir.Graph, values: list[int], name: str) -> ir.Value:
     """Add a list of integers to the graph, int64 [len(values)]."""
@@ -35,7 +37,7 @@ class Replacement:
         op_type: str,
         inputs: list[ir.Value],
         label: str,
-        shape: tuple[int, ...],
+        shape: Shape,
         **attributes: str | int | list[int],
     ) -> ir.Value:
         """Make a node and return its result."""
@@ -46,7 +48,7 @@ class Replacement:
         return result
 
 
-def shape_of(value: ir.Value | None) -> tuple[int, ...]:
+def shape_of(value: ir.Value | None) -> Shape:
     """Return the static shape of a value."""
     assert value is not None and value.shape is not None
     return tuple(int(side) for side in value.shape)  # type: ignore[arg-type]
