@@ -7,6 +7,7 @@ for. Full figures: ``python -m tests.support.koala_tiny BUNDLE``.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -45,9 +46,9 @@ def pipe(bundle: Path) -> Iterator[Pipeline]:
 
 
 def assert_it_draws_what_it_is_told(pipe: Pipeline) -> None:
-    """Bounds of today's checkpoint, whose training is not finished; 0.95 and 0.70 is what it is to reach."""
-    assert score(pipe, SINGLES).share() >= 0.5
-    assert score(pipe, PAIRS).share() >= 0.65
+    """Of 20 each, with room for another platform's rounding to cost a picture or two."""
+    assert score(pipe, SINGLES).share() >= 0.7
+    assert score(pipe, PAIRS).share() >= 0.7
 
 
 def test_it_draws_what_it_is_told(pipe: Pipeline) -> None:
@@ -56,8 +57,9 @@ def test_it_draws_what_it_is_told(pipe: Pipeline) -> None:
 
 @pytest.mark.full
 def test_three_hundred_prompts(pipe: Pipeline) -> None:
-    assert score(pipe, requests(1, 150)).share() >= 0.6
-    assert score(pipe, requests(2, 150)).share() >= 0.7
+    """What today's checkpoint reaches; 0.95 for one thing is still to be reached."""
+    assert score(pipe, requests(1, 150)).share() >= 0.85
+    assert score(pipe, requests(2, 150)).share() >= 0.85
 
 
 # --- what must not go unseen
@@ -127,10 +129,12 @@ def test_a_dropped_micro_conditioning_is_seen(pipe: Pipeline, monkeypatch: pytes
 
 
 def test_exchanged_tokenizer_pads_are_seen(bundle: Path, pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by the judge, since the network reads prompts behind either pad; but it is not the picture of diffusers."""
+    prompt = words(PAIRS[0])
+    wanted = picture(pipe, prompt, 0).astype(int)
     swapped = PromptEncoder((bundle / "tokenizer_2", bundle / "tokenizer"))
     monkeypatch.setattr(pipe, "_prompts", swapped)
-    with pytest.raises(AssertionError):
-        assert_it_draws_what_it_is_told(pipe)
+    assert np.abs(picture(pipe, prompt, 0) - wanted).max() > 2  # the bound of test_diffusers_draws_the_same
 
 
 # --- guidance and negative prompts
@@ -143,13 +147,14 @@ def test_guidance_matters(pipe: Pipeline) -> None:
 def test_the_negative_prompt_works(pipe: Pipeline) -> None:
     """A colour that the prompt leaves open is drawn less often where the negative prompt names it."""
 
-    def share_of_red(negative: str | None) -> float:
-        seen = [
-            look(picture(pipe, "a circle on a white background", seed, negative_prompt=negative)) for seed in range(24)
-        ]
-        return float(np.mean([any(thing.colour == "red" for thing in sight.things) for sight in seen]))
+    def colours(negative: str | None) -> Counter[str | None]:
+        prompt = "a circle on a white background"
+        sights = [look(picture(pipe, prompt, seed, negative_prompt=negative)) for seed in range(24)]
+        return Counter(thing.colour for sight in sights for thing in sight.things)
 
-    assert share_of_red("a red circle on a white background") < share_of_red(None)
+    before = colours(None)
+    most, times = before.most_common(1)[0]
+    assert colours(f"a {most} circle on a white background")[most] < times / 2
 
 
 # --- the checkpoint itself

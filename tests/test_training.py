@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -44,15 +45,21 @@ def test_stopped_training_goes_on_where_it_was(tmp_path: Path) -> None:
     torch.testing.assert_close(whole, torch.ones(1, 3), rtol=0, atol=0.5)
 
 
-def test_no_training_picture_shows_a_pair_that_is_held_out() -> None:
+def test_no_training_picture_shows_what_is_held_out() -> None:
     rng = Random(0)
     for _ in range(3000):
         request, scene = training_pair(rng)
-        assert not any(held_out(thing.shape, thing.colour) for thing in scene.things)
+        assert not any(held_out(thing.shape, thing.colour, scene.background) for thing in scene.things)
         for wanted, thing in zip(request.things, scene.things, strict=True):
             assert wanted.shape in (None, thing.shape)
             assert wanted.colour in (None, thing.colour)
         assert len(words(request, rng).split()) < 30
+
+
+def test_the_vocabulary_is_always_the_same() -> None:
+    """A run that goes on in another process must read its prompts as before: the committed one's is the recipe's."""
+    vocab = json.loads((EXAMPLE / "checkpoint" / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
+    assert vocab == {token: i for i, token in enumerate(vocabulary(merges_of_prompts()))}
 
 
 def test_every_word_of_a_prompt_is_a_token() -> None:

@@ -1,6 +1,6 @@
 """Train koala-tiny from nothing: ``python examples/koala-tiny/train.py``.
 
-About two hours on two CPU cores. Stop it when you like (Ctrl-C); the same command goes on where it was. Its state and
+About three hours on two CPU cores. Stop it when you like (Ctrl-C); the same command goes on where it was. Its state and
 contact sheets are under ``build/koala-tiny``; at the end the checkpoint is written next to this file.
 """
 
@@ -26,7 +26,7 @@ from koala_tiny.scenes import random_request, words
 from koala_tiny.tokenizer import merges_of_prompts
 
 HERE = Path(__file__).resolve().parent
-PICTURES = 14 * 4096  # what the U-Net learns from, each about ten times
+PICTURES = 14 * 4096  # what the U-Net learns from, each about seventeen times
 
 
 def main() -> None:
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def contact_sheet(folder: Path, columns: int = 8, rows: int = 4) -> Image.Image:
-    """Draw random prompts with diffusers, ten steps and guidance 3.5, always the same ones."""
+    """Draw random prompts with diffusers, ten steps and guidance 2, always the same ones."""
     from diffusers import StableDiffusionXLPipeline
 
     pipeline = StableDiffusionXLPipeline.from_pretrained(folder, variant="fp16", dtype=torch.float32)
@@ -67,7 +67,7 @@ def contact_sheet(folder: Path, columns: int = 8, rows: int = 4) -> Image.Image:
     rng = Random("sheet")
     prompts = [words(random_request(rng, things=1 + i % 2)) for i in range(columns * rows)]
     generator = torch.Generator().manual_seed(0)
-    settings = {"num_inference_steps": 10, "guidance_scale": 3.5, "height": 128, "width": 128}
+    settings = {"num_inference_steps": 10, "guidance_scale": 2.0, "height": 128, "width": 128}
     pictures = [np.asarray(p) for p in pipeline(prompts, generator=generator, **settings).images]
     lines = [np.concatenate(pictures[start : start + columns], 1) for start in range(0, len(pictures), columns)]
     return Image.fromarray(np.concatenate(lines, 0))

@@ -82,7 +82,7 @@ def _describe(mask: NDArray[np.bool_], colour: str | None) -> Seen:
     fits = {shape: _overlap(mask, shape, x, y) for shape in SHAPES}
     shape = max(fits, key=lambda name: fits[name])
     radius = _radius(shape, mask.sum())
-    size = "small" if radius < 16.5 else "large" if radius > 23.5 else "medium"
+    size = "small" if radius < 19.75 else "large" if radius > 23.75 else "medium"
     across, down = _unit(shape)[1:]
     return Seen(shape if fits[shape] >= LEAST_OVERLAP else None, colour, size, x - across * radius, y - down * radius)
 

@@ -29,7 +29,7 @@ BACKGROUNDS = {"white": (250, 250, 250), "grey": (150, 150, 150), "black": (18, 
 
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "heart", "cross", "ring")
 
-RADII = {"small": (12.0, 15.0), "medium": (18.0, 22.0), "large": (25.0, 29.0)}
+RADII = {"small": (15.5, 19.0), "medium": (20.5, 22.5), "large": (25.0, 29.0)}
 """Half the width of a thing, pixels, lowest and highest. Nobody says "medium": it is one of what is left open."""
 
 PLACES = {
@@ -99,9 +99,10 @@ class Scene:
     things: tuple[Thing, ...]
 
 
-def held_out(shape: str, colour: str) -> bool:
-    """Tell whether no training picture shows this pair: one shape of each colour, one colour of each shape."""
-    return (SHAPES.index(shape) * 3 + 2) % len(COLOURS) == list(COLOURS).index(colour)
+def held_out(shape: str, colour: str, background: str) -> bool:
+    """Tell whether no training picture shows this: a quarter of all combinations, evenly over any two of the three."""
+    places = SHAPES.index(shape), list(COLOURS).index(colour), list(BACKGROUNDS).index(background)
+    return sum(places) % len(BACKGROUNDS) == 0
 
 
 def random_request(rng: Random, *, things: int, complete: bool = False) -> Request:
@@ -129,24 +130,24 @@ def random_request(rng: Random, *, things: int, complete: bool = False) -> Reque
 def random_scene(request: Request, rng: Random, *, avoid_held_out: bool) -> Scene:
     """Return a scene that meets ``request``, open choices at random.
 
-    ``avoid_held_out`` changes the colour of a thing whose pair is held out to another, so that the request must be
-    read again from the scene (``describe``); only training does this.
+    ``avoid_held_out`` gives a thing that is held out another colour, whatever the request says; only training does.
     """
+    background = request.background or rng.choice(list(BACKGROUNDS))
     sizes = [rng.choice(list(RADII)) if wanted.size is None else wanted.size for wanted in request.things]
     radii = [rng.uniform(*RADII[size]) for size in sizes]
     things = []
     for wanted, (x, y), radius in zip(request.things, _centres(request, radii, rng), radii, strict=True):
         shape = wanted.shape or rng.choice(SHAPES)
         colour = wanted.colour or rng.choice(list(COLOURS))
-        while avoid_held_out and held_out(shape, colour):
+        while avoid_held_out and held_out(shape, colour, background):
             colour = rng.choice(list(COLOURS))
         things.append(Thing(shape, colour, x, y, radius))
-    return Scene(request.background or rng.choice(list(BACKGROUNDS)), tuple(things))
+    return Scene(background, tuple(things))
 
 
 def training_pair(rng: Random) -> tuple[Request, Scene]:
-    """Return a request and a scene that meets it, neither with a pair that is held out."""
-    request = random_request(rng, things=1 if rng.random() < 0.35 else 2)
+    """Return a request and a scene that meets it, neither with a combination that is held out."""
+    request = random_request(rng, things=1 if rng.random() < 0.6 else 2)
     scene = random_scene(request, rng, avoid_held_out=True)
     things = tuple(
         Wanted(wanted.shape, wanted.colour and thing.colour, wanted.size)
@@ -156,11 +157,12 @@ def training_pair(rng: Random) -> tuple[Request, Scene]:
 
 
 def held_out_requests(rng: Random, count: int, *, things: int) -> list[Request]:
-    """Return complete requests for pictures that no training picture is like: in each, a pair that is held out."""
+    """Return complete requests, in each of them a thing that is held out."""
     found: list[Request] = []
     while len(found) < count:
         request = random_request(rng, things=things, complete=True)
-        if any(held_out(str(wanted.shape), str(wanted.colour)) for wanted in request.things):
+        background = str(request.background)
+        if any(held_out(str(wanted.shape), str(wanted.colour), background) for wanted in request.things):
             found.append(request)
     return found
 

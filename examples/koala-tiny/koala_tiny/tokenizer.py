@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
-
-from tokenizers import Tokenizer
-from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from tokenizers.trainers import BpeTrainer
 
 from koala_tiny.scenes import BACKGROUNDS, COLOURS, OPENINGS, OTHER_WORDS, PLACES, RADII, RELATIONS, SHAPES
 
@@ -19,15 +16,34 @@ PADS = {"tokenizer": END, "tokenizer_2": "!"}
 
 
 def merges_of_prompts() -> list[str]:
-    """Return the merges that make one token of every word in a prompt; other words are read byte by byte."""
+    """Return the merges that make one token of every word in a prompt; other words are read byte by byte.
+
+    Byte-pair encoding (Sennrich et al., arXiv 1508.07909): the most frequent pair is merged first, and of equally
+    frequent ones that whose parts have been there longer, so that the result is always the same.
+    """
     wordings = (wording for several in OTHER_WORDS.values() for wording in several)
     places = (*PLACES, *RELATIONS, *wordings, *OPENINGS, "shape and on a background an")
     text = " ".join((*SHAPES, *COLOURS, *BACKGROUNDS, *RADII, *places))
-    tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    trainer = BpeTrainer(vocab_size=10_000, end_of_word_suffix="</w>", show_progress=False)
-    tokenizer.train_from_iterator(sorted(set(text.split())), trainer)
-    return [" ".join(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
+    words = [(*word[:-1], f"{word[-1]}</w>") for word in sorted(set(text.split()))]
+    known = sorted({part for word in words for part in word}, key=lambda part: (part.endswith("</w>"), part))
+    age = {part: i for i, part in enumerate(known)}
+    merges = []
+    while pairs := Counter(pair for word in words for pair in pairwise(word)):
+        one, other = min(pairs, key=lambda pair: (-pairs[pair], age[pair[0]], age[pair[1]]))
+        merges.append(f"{one} {other}")
+        age[one + other] = len(age)
+        words = [_merge(word, one, other) for word in words]
+    return merges
+
+
+def _merge(word: tuple[str, ...], one: str, other: str) -> tuple[str, ...]:
+    parts: list[str] = []
+    for part in word:
+        if parts and (parts[-1], part) == (one, other):
+            parts[-1] += part
+        else:
+            parts.append(part)
+    return tuple(parts)
 
 
 def vocabulary(merges: Iterable[str]) -> list[str]:
