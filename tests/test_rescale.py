@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from koala_export.modules import build_module
 from koala_export.rescale import HEADROOM, LARGEST, rescale
+from koala_export.source import open_source
+from koala_runtime.contract.configs import read_spec
+from koala_runtime.contract.spec import Profile
 
 
 def make_vae(gain: float) -> Any:
@@ -64,10 +70,10 @@ def test_what_fits_stays_as_it_is() -> None:
         assert torch.equal(weight, before[name])
 
 
-@pytest.mark.parametrize("broken", ["stream", "queries"])
+@pytest.mark.parametrize("broken", ["stream", "infinite", "queries"])
 def test_what_no_scale_helps_stays_float32(broken: str) -> None:
-    """A stream beyond all scales; and queries, which follow a norm and which no scale reaches."""
-    vae = make_vae(2.0**30 if broken == "stream" else 1.0)
+    """A stream beyond all scales, or beyond float32; and queries, which follow a norm and which no scale reaches."""
+    vae = make_vae({"stream": 2.0**30, "infinite": 2.0**127, "queries": 1.0}[broken])
     with torch.no_grad():
         if broken == "queries":
             vae.decoder.mid_block.attentions[0].to_q.weight *= 2.0**20
@@ -76,3 +82,14 @@ def test_what_no_scale_helps_stays_float32(broken: str) -> None:
     for name, weight in vae.state_dict().items():
         assert torch.equal(weight, before[name])
     assert {module.eps for module in vae.decoder.modules() if hasattr(module, "num_groups")} == {1e-6}
+
+
+@pytest.mark.parametrize(("passes", "dtype"), [(("rescale",), torch.float16), ((), torch.float32)])
+def test_it_can_be_left_out(checkpoint: Callable[[str], Path], passes: tuple[str, ...], dtype: torch.dtype) -> None:
+    source = open_source(str(checkpoint("sdxl-like")), random_weights=False, precision="fp16")
+    spec, said = read_spec(source.configs), list[str]()
+    profile = Profile(height=64, width=64, batch=1, precision="fp16", cfg=True)
+    module = build_module("vae_decoder", source, spec, profile, passes, said.append)
+    assert spec.vae.force_upcast
+    assert {weight.dtype for weight in module.parameters()} == {dtype}
+    assert len(said) == len(passes)

@@ -28,11 +28,14 @@ def rescale(vae: Any) -> int | None:
     of noise of the latents' own variance, 16 x 16 latents.
     """
     decoder = vae.decoder
-    exponent = min(0, math.floor(math.log2(LARGEST / HEADROOM / _largest(vae))))
-    if exponent < _SMALLEST:
+    limit, largest = LARGEST / HEADROOM, _largest(vae)
+    if largest <= limit:
+        return 0
+    if largest > limit * 2.0**-_SMALLEST:
         return None
+    exponent = -math.ceil(math.log2(largest / limit))
     _scale(decoder, 2.0**exponent)
-    if _largest(vae) > LARGEST / HEADROOM:  # of what the scale does not reach, such as queries and keys
+    if _largest(vae) > limit:  # of what the scale does not reach, such as queries and keys
         _scale(decoder, 2.0**-exponent)
         return None
     return exponent

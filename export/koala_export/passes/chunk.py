@@ -11,31 +11,31 @@ import math
 
 import onnx_ir as ir
 
-from koala_export.passes.graph import Replacement, Shape, constant, scalar, shape_of
+from koala_export.passes.graph import (
+    Replacement,
+    Shape,
+    attention_scale,
+    constant,
+    is_plain_attention,
+    scalar,
+    shape_of,
+)
 
 SCRATCH = 64 * 2**20  # bytes for the scores and weights of one chunk
 _WIDEST_FUSED = 256  # head size; tensorrt 11 and TensorRT-RTX 1.7 fuse up to here
-_UNUSED = {"is_causal", "softcap", "qk_matmul_output_mode"}  # 0 in what torch exports without a mask
 
 
 def chunk_attention(model: ir.Model, *, scratch: int = SCRATCH, widest_fused: int = _WIDEST_FUSED) -> int:
     """Split attentions that cannot be fused and need more than ``scratch`` bytes, in place; return how many."""
     found = 0
     for node in list(model.graph):
-        if node.op_type == "Attention" and _plain(node):
+        if is_plain_attention(node):
             queries, keys = shape_of(node.inputs[0]), shape_of(node.inputs[1])
             chunks = _chunks(queries, keys, _itemsize(node), scratch)
             if queries[-1] > widest_fused and chunks > 1:
                 _split(model.graph, node, chunks)
                 found += 1
     return found
-
-
-def _plain(node: ir.Node) -> bool:
-    """Tell whether it is three tensors [batch, heads, tokens, width] and nothing else."""
-    off = all(not attribute.value for name, attribute in node.attributes.items() if name in _UNUSED)
-    known = set(node.attributes) <= _UNUSED | {"scale"}
-    return off and known and len(node.inputs) == 3 and all(len(shape_of(value)) == 4 for value in node.inputs)
 
 
 def _itemsize(node: ir.Node) -> int:
@@ -58,10 +58,8 @@ def _split(graph: ir.Graph, node: ir.Node, chunks: int) -> None:
     name, add = new.name, new.add
     queries, keys, values = node.inputs
     assert queries is not None and keys is not None and values is not None
-    attribute = node.attributes.get("scale")
-    scale = attribute.as_float() if attribute is not None else 1 / math.sqrt(shape_of(queries)[-1])
     # As the operator defines it: both sides get the root of the scale, which keeps float16 scores in range.
-    factor = scalar(graph, math.sqrt(scale), queries, f"{name}_root")
+    factor = scalar(graph, math.sqrt(attention_scale(node)), queries, f"{name}_root")
     batch, heads, tokens, width = shape_of(queries)
     length, others, axis = tokens // chunks, shape_of(keys)[2], constant(graph, [2], f"{name}_axis")
     scaled = add("Mul", [queries, factor], "queries", shape_of(queries))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import onnx_ir as ir
 
 Shape = tuple[int, ...]
+_UNUSED = {"is_causal", "softcap", "qk_matmul_output_mode"}  # 0 in what torch exports without a mask
 
 
 def constant(graph: ir.Graph, values: list[int], name: str) -> ir.Value:
@@ -23,6 +26,21 @@ def scalar(graph: ir.Graph, number: float, like: ir.Value, name: str) -> ir.Valu
     value = ir.Value(name=name, shape=ir.Shape([]), type=like.type, const_value=tensor)
     graph.register_initializer(value)
     return value
+
+
+def is_plain_attention(node: ir.Node) -> bool:
+    """Tell whether it is an Attention of three tensors [batch, heads, tokens, width] and nothing else."""
+    if node.op_type != "Attention" or len(node.inputs) != 3:
+        return False
+    off = all(not attribute.value for name, attribute in node.attributes.items() if name in _UNUSED)
+    known = set(node.attributes) <= _UNUSED | {"scale"}
+    return off and known and all(len(shape_of(value)) == 4 for value in node.inputs)
+
+
+def attention_scale(node: ir.Node) -> float:
+    """Return what an Attention multiplies its scores by; one over the root of the width if it does not say."""
+    given = node.attributes.get("scale")
+    return 1 / math.sqrt(shape_of(node.inputs[0])[-1]) if given is None else given.as_float()
 
 
 class Replacement:

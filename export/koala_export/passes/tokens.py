@@ -13,17 +13,15 @@ softmax(q k) v, on three axes, as products that name their axes: nothing is left
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from koala_export.passes.graph import Replacement, constant, scalar, shape_of
+from koala_export.passes.graph import Replacement, attention_scale, constant, is_plain_attention, scalar, shape_of
 
 _BY_TOKEN = {"Add", "Sub", "Mul", "Div", "Gelu", "Erf", "Sigmoid", "Swish", "Relu", "Tanh", "Cast", "Identity"}
 _BY_TOKEN |= {"MatMul", "LayerNormalization", "Split"}
-_UNUSED = {"is_causal", "softcap", "qk_matmul_output_mode"}  # 0 in what torch exports
 _HEADS = (0, 2, 1, 3)  # perm of a Transpose between [B, S, H, D] and [B, H, S, D]
 _PICTURE = (0, 2, 3, 1)  # and of one from a picture [B, C, H, W] to tokens [B, H, W, C]
 
@@ -40,7 +38,7 @@ class _Attention:
 def turn_tokens(model: ir.Model) -> int:
     """Turn the tokens of every attention that is understood, in place; return the number of attentions."""
     graph = model.graph
-    attentions = [found for node in graph if node.op_type == "Attention" and (found := _attention(node)) is not None]
+    attentions = [found for node in graph if (found := _attention(node)) is not None]
     if not attentions:
         return 0
     tokens, nodes = _flood(attentions)
@@ -104,7 +102,7 @@ def _varying(node: ir.Node) -> list[ir.Value]:
 
 def _attention(node: ir.Node) -> _Attention | None:
     """Return what surrounds an Attention whose inputs are heads cut from tokens, and whose result becomes tokens."""
-    if len(node.inputs) != 3 or any(a.value for name, a in node.attributes.items() if name in _UNUSED):
+    if not is_plain_attention(node):
         return None
     batch, heads, length, width = shape_of(node.outputs[0])
     merge = _only_user(node)
@@ -138,9 +136,7 @@ def _turn(graph: ir.Graph, attention: _Attention) -> None:
         shape = (shape_of(cut.outputs[0])[1], batch * heads, width)
         heads_of.append(add("Reshape", [tokens, constant(graph, [*shape], f"{name}_{label}_shape")], label, shape))
     queries, keys, values = heads_of
-    given = old.attributes.get("scale")
-    scale = 1 / math.sqrt(width) if given is None else given.as_float()
-    factor = scalar(graph, scale, queries, f"{name}_scale")
+    factor = scalar(graph, attention_scale(old), queries, f"{name}_scale")
     scaled = add("Mul", [queries, factor], "scaled", shape_of(queries))
     shape = (batch * heads, length, shape_of(keys)[0])
     scores = add("Einsum", [scaled, keys], "scores", shape, equation="snd,tnd->nst")
