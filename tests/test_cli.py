@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from koala_cli.main import run_app
+from koala_engines.build import build_engines
 from koala_runtime import Pipeline, __version__
 from koala_runtime.contract.codec import to_json
 from koala_runtime.contract.manifest import read_engine_record, read_manifest
@@ -72,6 +73,36 @@ def test_inspect(bundle: Callable[..., Path], capsys: pytest.CaptureFixture[str]
         "hoisted",
     ):
         assert word in shown.replace("\n", " ")
+
+
+def test_run_tells_memory_and_time(
+    tmp_path: Path, bundle: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The simulated GPU stands in for one; the processor has no budget, but times."""
+    for target, words in (("cpu", ()), ("simulated", ("weights", "tensors between components", "with low_memory"))):
+        command = ["run", str(bundle(SHAPE)), "a koala", "-v", "--target", target, "--output", str(tmp_path / "a.png")]
+        assert run_app(command) == 0
+        shown = capsys.readouterr().err
+        for word in (*words, "copy in", "text_encoder_2", "prologue", "denoiser", "vae_decoder", "copy out", "picture"):
+            assert word in shown
+        assert ("GPU memory" in shown) == (target != "cpu")
+    assert run_app([*command, "--low-memory"]) == 0
+
+
+def test_inspect_tells_the_memory_of_gpu_engines(
+    bundle: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    path = bundle(SHAPE, precision="fp16")
+    build_engines(path, "rtx")
+    assert run_app(["inspect", str(path), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)["memory"]["rtx"]
+    weights, activations = told["weights"], told["activations"]
+    assert set(weights) == set(activations) == {entry.name for entry in read_manifest(path).components}
+    assert told["total"] == sum(weights.values()) + max(activations.values()) + told["tensors"]
+    assert told["low_memory_total"] < told["total"]
+    assert run_app(["inspect", str(path)]) == 0
+    assert "rtx: GPU memory" in capsys.readouterr().out
 
 
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:

@@ -118,7 +118,7 @@ CASES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
     "no bundle": (nothing, ("run", "{tmp}/nowhere", "a cat")),
     "bundle is a file": (nothing, ("run", "{tmp}/checkpoint/model_index.json", "a cat")),
     "no engines": (lambda t: shutil.rmtree(t / "bundle/engines"), RUN),
-    "newer schema": (lambda t: edit_json(t / "bundle/manifest.json", schema_version=3), RUN),
+    "newer schema": (lambda t: edit_json(t / "bundle/manifest.json", schema_version=4), RUN),
     "damaged manifest": (lambda t: (t / "bundle/manifest.json").write_text('{"components":'), RUN),
     "manifest without gate": (lambda t: edit_json(t / "bundle/manifest.json", gate=3), RUN),
     "wrong digest of a plan": (lambda t: flip_byte(t / "bundle/engines/cpu/denoiser.onnx.data"), RUN),
@@ -141,7 +141,9 @@ CASES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
         lambda t: edit_json(
             t / "bundle/engines/cpu/engine.json",
             files={"../../../secret": {"sha256": "00", "size": 1}},
-            plans={"denoiser": {"files": ["../../../secret"], "build_seconds": 1, "kernels": {}}},
+            plans={
+                "denoiser": {"files": ["../../../secret"], "build_seconds": 1, "kernels": {}, "activation_bytes": None}
+            },
         ),
         RUN,
     ),

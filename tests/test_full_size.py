@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from koala_runtime.contract.manifest import read_engine_record, read_manifest
+from koala_runtime.memory import budget
 from tests.support.checkpoints import save_full_size
 
 pytestmark = [
@@ -78,6 +79,11 @@ def test_rtx_plans_build_without_a_gpu(folders: tuple[Path, Path]) -> None:
     assert sum(step.values()) <= (180 if small else 245)
     if small:
         assert plans["denoiser.plan"] <= 1.36e9
+    needed = budget(read_manifest(bundle), read_engine_record(bundle, "rtx"))
+    print(needed, needed.total(), needed.total(low_memory=True))
+    assert None not in needed.activations.values()
+    assert needed.total() < (5e9 if small else 6e9)  # PyTorch took 8.3 and 9.1 GB (arXiv 2312.04005)
+    assert needed.total(low_memory=True) < 2.5e9
 
 
 def test_operations_are_those_that_torch_counts(folders: tuple[Path, Path]) -> None:

@@ -50,6 +50,10 @@ def test_every_attention_of_a_step_is_fused(half: Path) -> None:
         counts, kernels = manifest.component(name).counts, record.plans[name].kernels
         assert sum(times for kind, times in kernels.items() if "mha" in kind) == counts.attentions > 0
         assert not [line for line in told if line.startswith(f"WARNING: rtx: {name}")]
+    for entry in manifest.components:  # of scratch at least as much as it writes, and not gigabytes
+        scratch = record.plans[entry.name].activation_bytes
+        assert scratch is not None
+        assert 0 < scratch < 1e9, entry.name
 
 
 def test_strict_refuses_what_is_lost(half: Path, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from koala_engines.build import build_engines
 from koala_export.bundle import Options, export_bundle
 from koala_runtime import Pipeline
 from koala_runtime.contract.manifest import read_manifest
+from koala_runtime.executor import Run
 from koala_runtime.prompts import PromptEncoder
 from koala_runtime.schedule import make_schedule
 from koala_tiny.scenes import words
@@ -47,8 +48,8 @@ def pipe(bundle: Path) -> Iterator[Pipeline]:
 
 def assert_it_draws_what_it_is_told(pipe: Pipeline) -> None:
     """Of 20 each, with room for another platform's rounding to cost a picture or two."""
-    assert score(pipe, SINGLES).share() >= 0.7
-    assert score(pipe, PAIRS).share() >= 0.7
+    assert score(pipe, SINGLES).share() >= 0.8
+    assert score(pipe, PAIRS).share() >= 0.8
 
 
 def test_it_draws_what_it_is_told(pipe: Pipeline) -> None:
@@ -57,9 +58,9 @@ def test_it_draws_what_it_is_told(pipe: Pipeline) -> None:
 
 @pytest.mark.full
 def test_three_hundred_prompts(pipe: Pipeline) -> None:
-    """Somewhat below what this checkpoint reaches here; 0.95 for one thing is still to be reached."""
-    assert score(pipe, requests(1, 150)).share() >= 0.8
-    assert score(pipe, requests(2, 150)).share() >= 0.82
+    """Where it was measured it is 0.953 and 0.947; another platform's rounding may cost three pictures of 150."""
+    assert score(pipe, requests(1, 150)).share() >= 0.93
+    assert score(pipe, requests(2, 150)).share() >= 0.92
 
 
 # --- what must not go unseen
@@ -86,22 +87,14 @@ def test_a_broken_sampler_is_seen(pipe: Pipeline, monkeypatch: pytest.MonkeyPatc
         assert_it_draws_what_it_is_told(pipe)
 
 
-def after_filling(monkeypatch: pytest.MonkeyPatch, change: Callable[[dict[str, Any]], None]) -> None:
-    fill = Pipeline._fill
-
-    def changed(self: Pipeline, program: Any, *rest: Any) -> None:
-        fill(self, program, *rest)
-        change(program.buffers)
-
-    monkeypatch.setattr(Pipeline, "_fill", changed)
+def before_filling(monkeypatch: pytest.MonkeyPatch, change: Callable[[str, Any], Any]) -> None:
+    fill = Run.fill
+    monkeypatch.setattr(Run, "fill", lambda self, name, values: fill(self, name, change(name, values)))
 
 
 def test_exchanged_guidance_rows_are_seen(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    def exchange(buffers: dict[str, Any]) -> None:
-        for name in ("input_ids", "input_ids_2", "prompt_mask"):
-            buffers[name].write(buffers[name].read()[::-1].copy())
-
-    after_filling(monkeypatch, exchange)
+    rows = ("input_ids", "input_ids_2", "prompt_mask")
+    before_filling(monkeypatch, lambda name, values: values[::-1] if name in rows else values)
     with pytest.raises(AssertionError):
         assert_it_draws_what_it_is_told(pipe)
 
@@ -123,7 +116,7 @@ def test_it_obeys_micro_conditioning(pipe: Pipeline) -> None:
 
 
 def test_a_dropped_micro_conditioning_is_seen(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    after_filling(monkeypatch, lambda buffers: buffers["time_ids"].write(np.zeros_like(buffers["time_ids"].read())))
+    before_filling(monkeypatch, lambda name, values: 0 * values if name == "time_ids" else values)
     with pytest.raises(AssertionError):
         assert_it_obeys_micro_conditioning(pipe)
 

@@ -169,7 +169,7 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "seed": ({"seed": 1.5}, "seed: expected a whole number, found 1.5; pass an int, or None."),
     "output type": (
         {"output_type": "latent"},
-        "output_type: expected pil or np, found 'latent'; pass one of these.",
+        "output_type: expected pil or np or device, found 'latent'; pass one of these.",
     ),
     "steps": (
         {"num_inference_steps": 2.5},

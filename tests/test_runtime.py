@@ -23,7 +23,7 @@ from PIL import Image
 from koala_engines.cpu import prepare
 from koala_runtime import Pipeline
 from koala_runtime.contract.errors import KoalaError
-from koala_runtime.pipeline import _KEPT_PROGRAMS
+from koala_runtime.pipeline import _KEPT_RUNS
 from koala_runtime.schedule import make_schedule
 
 SHAPE = "koala-700m-like"
@@ -146,12 +146,12 @@ def test_a_callback_that_fails_leaves_the_pipeline_usable(pipeline: Pipeline) ->
 
 def test_numbers_of_steps_take_turns(pipeline: Pipeline) -> None:
     """Buffers are kept for the last few numbers of steps; neither keeping nor dropping them shows in a picture."""
-    counts = range(1, _KEPT_PROGRAMS + 3)
+    counts = range(1, _KEPT_RUNS + 3)
     first = {steps: draw(pipeline, num_inference_steps=steps) for steps in counts}
     assert len({picture.tobytes() for picture in first.values()}) == len(counts)
     for steps in [4, 2, 4, 2, *counts, *reversed(counts)]:
         assert np.array_equal(draw(pipeline, num_inference_steps=steps), first[steps])
-        assert len(pipeline._programs) <= _KEPT_PROGRAMS
+        assert len(pipeline._runs) <= _KEPT_RUNS
 
 
 def test_threads_queue(pipeline: Pipeline) -> None:

@@ -57,10 +57,10 @@ def export(
     Writes nothing if the bundle was already made from the same. Steps, guidance and spacing default to what the
     model card recommends (presets and their hub names) or to the checkpoint's own files.
     """
-    _need(("torch", "diffusers", "transformers", "onnx", "onnxscript"), "export")
+    need(("torch", "diffusers", "transformers", "onnx", "onnxscript"), "export")
     from koala_export.bundle import Options, export_bundle
 
-    _quiet_libraries()
+    quiet_libraries()
     options = Options(
         height,
         width,
@@ -99,7 +99,7 @@ def engines(
 
     Says for each target why it is built, or that there is nothing to do.
     """
-    _need(("onnx",), "export")
+    need(("onnx",), "export")
     from koala_engines.build import build_engines
     from koala_engines.options import Options
     from koala_engines.targets import default_targets
@@ -113,7 +113,8 @@ def engines(
         stdout.print(f"{bundle}: {name}: {'built' if built else 'nothing to do'}", soft_wrap=True)
 
 
-def _need(packages: tuple[str, ...], extra: str) -> None:
+def need(packages: tuple[str, ...], extra: str) -> None:
+    """Raise InputError with the command that installs what is missing of ``packages``."""
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise InputError(
@@ -124,7 +125,7 @@ def _need(packages: tuple[str, ...], extra: str) -> None:
         )
 
 
-def _quiet_libraries() -> None:
+def quiet_libraries() -> None:
     """One progress line is enough: the libraries' own bars and advice would break it up."""
     import diffusers
     import transformers

@@ -16,12 +16,13 @@ from rich.table import Table
 
 from koala_cli.build_commands import BundlePath
 from koala_cli.screen import megabytes, plain, stdout
-from koala_cli.work import hoisted_line, roofline_table, work, work_table
+from koala_cli.work import hoisted_line, memory_table, roofline_table, work, work_table
 from koala_runtime.contract.codec import to_json
 from koala_runtime.contract.errors import TargetError
 from koala_runtime.contract.gpu import query_driver
 from koala_runtime.contract.io import IOTensor
 from koala_runtime.contract.manifest import TARGETS, EngineRecord, Manifest, read_engine_record, read_manifest
+from koala_runtime.memory import budget
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
@@ -36,8 +37,18 @@ def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
     """Show what a bundle is: model, profile, components with their tensors and their work, engines."""
     manifest = read_manifest(bundle)
     records = _records(bundle)
+    needed = {target: budget(manifest, record) for target, record in records.items() if target != "cpu"}
     if as_json:
-        shown = {"manifest": to_json(manifest), "engines": to_json(records), "work": work(manifest)}
+        memory = {
+            target: {**to_json(each), "total": each.total(), "low_memory_total": each.total(low_memory=True)}
+            for target, each in needed.items()
+        }
+        shown = {
+            "manifest": to_json(manifest),
+            "engines": to_json(records),
+            "work": work(manifest),
+            "memory": memory,
+        }
         stdout.print_json(json.dumps(shown))
         return
     _print_summary(bundle, manifest)
@@ -47,12 +58,14 @@ def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
     if line := hoisted_line(manifest):
         stdout.print(line, soft_wrap=True)
     _print_engines(manifest, records)
+    for target, each in needed.items():
+        stdout.print(memory_table(target, each))
 
 
 def doctor(as_json: AsJson = False) -> None:
     """Show what this machine can build and run, and why not."""
     from koala_engines.targets import obstacles
-    from koala_runtime.bundle import RUNNABLE
+    from koala_runtime.bundle import obstacle
 
     driver = query_driver()
     gpu = str(driver.gpu) if driver.gpu else f"none: {driver.problem}"
@@ -66,11 +79,7 @@ def doctor(as_json: AsJson = False) -> None:
         **{package: _version(package) for package in _PACKAGES},
     }
     targets = {
-        target: {
-            "build": problem or "yes",
-            "run": "yes" if target in RUNNABLE else "not in this version: its executor comes with a later one",
-        }
-        for target, problem in obstacles().items()
+        target: {"build": problem or "yes", "run": obstacle(target) or "yes"} for target, problem in obstacles().items()
     }
     exporter = [package for package in ("torch", "diffusers", "transformers", "onnx") if _version(package) == "-"]
     export = f"install {', '.join(exporter)}: `pip install koala-trt[export]`" if exporter else "yes"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,30 +27,40 @@ def run(
         "koala.png"
     ),
     target: Annotated[str | None, typer.Option(help="Which engines to run. Default: the best there are.")] = None,
+    low_memory: Annotated[bool, typer.Option(help="Keep on the GPU only what the phase needs; slower.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show memory and the time of each part.")] = False,
 ) -> None:
     """Draw a picture. Needs engines in the bundle (koala engines)."""
     _check_output(output)
     from koala_runtime import Pipeline
 
     started = time.monotonic()
-    with Pipeline(bundle, target) as pipeline:
+    with progress_bar() as update, _messages_to(update), Pipeline(bundle, target, low_memory=low_memory) as pipeline:
         loaded = time.monotonic()
         count = steps or pipeline.manifest.sampling.num_inference_steps
-        with progress_bar() as update:
 
-            def on_step(_: Pipeline, step: int, timestep: float, tensors: dict[str, Any]) -> dict[str, Any]:
-                update(f"step {step + 1} of {count}", min((step + 1) / count, 1.0))
-                return {}
+        def on_step(_: Pipeline, step: int, timestep: float, tensors: dict[str, Any]) -> dict[str, Any]:
+            update(f"step {step + 1} of {count}", min((step + 1) / count, 1.0))
+            return {}
 
-            result = pipeline(
-                prompt,
-                negative_prompt,
-                num_inference_steps=steps,
-                guidance_scale=guidance_scale,
-                seed=seed,
-                callback_on_step_end=on_step if stderr.is_terminal else None,
-            )
+        # On a GPU a picture is one launch, which no callback is to take apart.
+        watched = stderr.is_terminal and not verbose and pipeline.target == "cpu"
+        result = pipeline(
+            prompt,
+            negative_prompt,
+            num_inference_steps=steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            callback_on_step_end=on_step if watched else None,
+            timings=verbose,
+        )
         drawn = time.monotonic()
+    if verbose:
+        from koala_cli.work import memory_table, timings_table
+
+        if pipeline.target != "cpu":
+            stderr.print(memory_table(pipeline.target, pipeline.budget))
+        stderr.print(timings_table(result.timings or {}))
     _save(result.images[0], output, prompt, result.seed)
     stderr.print(
         f"{pipeline.target}: seed {result.seed}, {count} steps; loaded in {loaded - started:.2f} s, "
@@ -55,6 +68,27 @@ def run(
         soft_wrap=True,
     )
     stdout.print(str(output), soft_wrap=True, markup=False)
+
+
+@contextmanager
+def _messages_to(update: Callable[[str, float], None]) -> Iterator[None]:
+    """Show what the runtime says of long work (compiling kernels) in the progress line."""
+
+    class Line(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno == logging.INFO:
+                update(record.getMessage(), 0.0)
+
+    logger, line = logging.getLogger("koala_runtime"), Line()
+    before = logger.level
+    logger.addHandler(line)
+    logger.setLevel(min(logging.INFO, logger.getEffectiveLevel()))
+    update("loading", 0.0)
+    try:
+        yield
+    finally:
+        logger.removeHandler(line)
+        logger.setLevel(before)
 
 
 def _check_output(output: Path) -> None:

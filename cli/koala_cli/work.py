@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from statistics import median
 from typing import Any
 
 from rich.table import Table
@@ -9,6 +10,7 @@ from rich.table import Table
 from koala_cli.screen import megabytes
 from koala_runtime.contract.counts import ROOFLINES
 from koala_runtime.contract.manifest import ComponentEntry, Manifest
+from koala_runtime.memory import Budget
 
 
 def runs(entry: ComponentEntry, steps: int) -> int:
@@ -60,6 +62,29 @@ def roofline_table(manifest: Manifest) -> Table:
         table.add_row(entry.name, *(f"{ms:,.2f}" for ms in least))
     table.add_section()
     table.add_row(f"{steps} steps", *(f"{ms:,.2f}" for ms in totals))
+    return table
+
+
+def memory_table(target: str, needed: Budget) -> Table:
+    """Memory of a GPU that a picture takes, by component, and the most at once with and without low_memory."""
+    table = _figures(f"{target}: GPU memory", "weights", "activations")
+    for name, weights in needed.weights.items():
+        activations = needed.activations[name]
+        table.add_row(name, megabytes(weights), "unknown" if activations is None else megabytes(activations))
+    table.add_section()
+    table.add_row("tensors between components", megabytes(needed.tensors), "")
+    table.add_row("at once: all weights, the largest activations, tensors", megabytes(needed.total()), "")
+    table.add_row("with low_memory: the largest phase", megabytes(needed.total(low_memory=True)), "")
+    return table
+
+
+def timings_table(timings: dict[str, list[float]]) -> Table:
+    """Time of each part of a picture, by the device's clock."""
+    table = _figures("part", "runs", "ms each, median", "ms in all")
+    for part, seconds in timings.items():
+        table.add_row(part, str(len(seconds)), f"{1e3 * median(seconds):,.2f}", f"{1e3 * sum(seconds):,.2f}")
+    table.add_section()
+    table.add_row("picture", "", "", f"{1e3 * sum(map(sum, timings.values())):,.2f}")
     return table
 
 

@@ -6,13 +6,13 @@ compiles ahead of time for compute capabilities that it is told, on any machine.
 
 from __future__ import annotations
 
-import importlib
 import platform
 from dataclasses import dataclass
 from typing import Any
 
 from koala_runtime.contract.errors import ArgumentError, TargetError
 from koala_runtime.contract.gpu import GPU, query_driver
+from koala_runtime.contract.tensorrt import open_tensorrt
 
 # Compute capabilities of TensorRT-RTX 1.7 (its ComputeCapability enumeration; data-centre 9.0 and 10.0 are not in it).
 RTX_CAPABILITIES = {"7.5": "SM75", "8.0": "SM80", "8.6": "SM86", "8.9": "SM89", "12.0": "SM120", "12.1": "SM121"}
@@ -45,16 +45,7 @@ class Backend:
 
 def open_backend(target: str) -> Backend:
     """Import the compiler of ``target``. Raises TargetError with what is missing on this machine."""
-    name = {"tensorrt": "tensorrt", "rtx": "tensorrt_rtx"}[target]
-    try:
-        trt: Any = importlib.import_module(name)
-    except (ImportError, OSError) as error:
-        raise TargetError(
-            f"target {target}",
-            expected=f"the Python package {name}",
-            found=f"none that can be imported ({error})",
-            mend=f"install it with `pip install koala-trt[{target}]`",
-        ) from None
+    trt: Any = open_tensorrt(target)
     if target == "rtx":
         return Backend(target, trt, None)
     major = int(str(trt.__version__).split(".")[0])

@@ -76,7 +76,7 @@ def build_engines(
 
 
 def _compiler(target: str) -> ModuleType:
-    """The module that builds for ``target``: it has ``engine_key``, ``build_plan`` and ``kernels``."""
+    """The module that builds for ``target``: it has ``engine_key``, ``build_plan`` and ``examine``."""
     if target == "cpu":
         from koala_engines import cpu
 
@@ -127,11 +127,11 @@ def _write(
                 lambda fraction, name=entry.name: progress(f"{target}: {name}", fraction),
             )
             seconds = f"{time.monotonic() - started:.1f}"
-            kernels = json.dumps(_compiler(target).kernels(target, paths[0]))
-            done = staging.finish(entry.name, paths, build_seconds=seconds, kernels=kernels)
+            found = json.dumps(_compiler(target).examine(target, paths[0]))
+            done = staging.finish(entry.name, paths, build_seconds=seconds, found=found)
             size = sum(file.size for file in done.files.values())
             report(f"{target}: {entry.name}: built in {done.facts['build_seconds']} s, {size / 1e6:,.1f} MB")
-        plan = Plan(tuple(done.files), float(done.facts["build_seconds"]), json.loads(done.facts["kernels"]))
+        plan = Plan(tuple(done.files), float(done.facts["build_seconds"]), *json.loads(done.facts["found"]))
         _warn(target, entry, manifest, plan, options, report)
         plans[entry.name] = plan
         files |= done.files

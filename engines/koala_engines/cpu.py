@@ -68,9 +68,9 @@ def build_plan(
     return [path for path in (plan, Path(f"{plan}.data")) if path.is_file()]
 
 
-def kernels(target: str, plan: Path) -> dict[str, int]:
-    """Return the operations of a plan by kind."""
-    return of_graph(plan)
+def examine(target: str, plan: Path) -> tuple[dict[str, int], int | None]:
+    """Return the operations of a plan by kind; ONNX Runtime does not tell the scratch of a run."""
+    return of_graph(plan), None
 
 
 def prepare(source: Path, result: Path) -> None:

@@ -15,19 +15,29 @@ from koala_runtime.contract.manifest import ComponentEntry
 
 # TensorRT-RTX notes each kernel's name in the plan, readable and undocumented (seen in 1.7).
 _FUNCTION = re.compile(rb"function=\{ name=(\S+) fqn=")
+# So it does with each tensor between them: dimensions, offset in the scratch memory, strides and type.
+_SCRATCH = re.compile(
+    rb"dims=\{([^}]*)\} mem_prop=\d+ name=\S* offset=(\d+) rank0=\d+ "
+    rb'region="devmem" stride_order=\{[^}]*\} strides=\{([^}]*)\} type=(\w+)'
+)
+_ITEM_BYTES = {b"half": 2, b"bf16": 2, b"float": 4, b"int32": 4, b"int64": 8, b"uint8": 1, b"int8": 1, b"bool": 1}
 _LEAST_HALF = 0.9  # of a float16 component's operations; the sampler around the U-Net is float32 but has no products
 
 
-def of_plan(backend: Backend, path: Path) -> dict[str, int]:
-    """Return how often each kind of kernel occurs in a plan, most frequent first; empty where it cannot be told."""
+def of_plan(backend: Backend, path: Path) -> tuple[dict[str, int], int | None]:
+    """Return how often each kind of kernel occurs in a plan, most frequent first, and the scratch bytes of one run.
+
+    Nothing and None where it cannot be told.
+    """
+    plan = path.read_bytes()
     if backend.ahead_of_time:
-        return _by_kind(name.decode() for name in _FUNCTION.findall(path.read_bytes()))
+        return _by_kind(name.decode() for name in _FUNCTION.findall(plan)), _scratch(plan)
     trt: Any = backend.trt
-    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(path.read_bytes())
+    engine: trt.ICudaEngine | None = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan)
     if engine is None:
-        return {}
+        return {}, None
     told = json.loads(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
-    return _by_kind(layer["Name"] for layer in told["Layers"])
+    return _by_kind(layer["Name"] for layer in told["Layers"]), int(engine.device_memory_size_v2)
 
 
 def of_graph(path: Path) -> dict[str, int]:
@@ -50,6 +60,16 @@ def losses(entry: ComponentEntry, precision: str, kernels: dict[str, int]) -> li
             f"{fused} of {entry.counts.attentions} attentions are fused; the others hold their scores in memory"
         )
     return found
+
+
+def _scratch(plan: bytes) -> int | None:
+    """Return where the last tensor of the scratch memory of a TensorRT-RTX plan ends; None if it names none."""
+    ends = []
+    for dims, offset, strides, dtype in _SCRATCH.findall(plan[: plan.find(b"main {")]):
+        steps = zip(map(int, dims.split()), map(int, strides.split()), strict=True)
+        items = sum((size - 1) * stride for size, stride in steps) + 1
+        ends.append(int(offset) + items * _ITEM_BYTES.get(dtype, 4))
+    return max(ends, default=None)
 
 
 def _by_kind(names: Any) -> dict[str, int]:

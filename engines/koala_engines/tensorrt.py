@@ -87,8 +87,8 @@ def build_plan(
     return [path]
 
 
-def kernels(target: str, plan: Path) -> dict[str, int]:
-    """Return the kernels of a plan by kind."""
+def examine(target: str, plan: Path) -> tuple[dict[str, int], int | None]:
+    """Return the kernels of a plan by kind, and the scratch bytes of one run where they can be told."""
     return of_plan(open_backend(target), plan)
 
 

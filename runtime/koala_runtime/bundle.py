@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 from koala_runtime.contract.errors import ArgumentError, TargetError
 from koala_runtime.contract.files import check_files, restore
@@ -17,9 +20,15 @@ from koala_runtime.contract.manifest import (
     read_engine_record,
     read_manifest,
 )
-from koala_runtime.stages import Executor
+from koala_runtime.contract.tensorrt import open_tensorrt
+from koala_runtime.executor import Executor
+from koala_runtime.memory import budget, check_free
+from koala_runtime.stages import Device, Plan
 
-RUNNABLE = ("cpu",)  # best first; plans for tensorrt and rtx are built already, their executor is not written yet
+SIMULATED = "simulated"
+"""Runs the engines for ``cpu`` on a GPU that is not there (``koala_runtime.simulated``); for those who develop this."""
+
+_ENGINES_OF = {SIMULATED: "cpu"}
 
 
 @dataclass(frozen=True)
@@ -34,7 +43,11 @@ class Engines:
     @property
     def folder(self) -> Path:
         """Where the plans are."""
-        return engine_folder(self.path, self.target)
+        return engine_folder(self.path, _ENGINES_OF.get(self.target, self.target))
+
+    def plan(self, component: str) -> Path:
+        """Where the plan of a component is."""
+        return self.folder / self.record.plans[component].files[0]
 
 
 def open_engines(path: Path, target: str | None = None) -> Engines:
@@ -46,8 +59,9 @@ def open_engines(path: Path, target: str | None = None) -> Engines:
         restore(folder)
     manifest = read_manifest(path)
     target = target or _best_target(path)
-    if target not in TARGETS:
+    if target not in (*TARGETS, SIMULATED):
         raise ArgumentError("target", expected=" or ".join(TARGETS), found=repr(target), mend="pass one of these")
+    chosen, target = target, _ENGINES_OF.get(target, target)
     record = read_engine_record(path, target)
     _check_machine(path, target, record)
     mend = f"build them again with `koala engines {path} --target {target}`"
@@ -64,7 +78,7 @@ def open_engines(path: Path, target: str | None = None) -> Engines:
         f"export the bundle again with `koala export SOURCE {path}`",
     )
     check_files(engine_folder(path, target), record.files, mend)
-    return Engines(path, manifest, target, record)
+    return Engines(path, manifest, chosen, record)
 
 
 def _check_machine(path: Path, target: str, record: EngineRecord) -> None:
@@ -83,29 +97,102 @@ def _check_machine(path: Path, target: str, record: EngineRecord) -> None:
             found=f"plans for {key.gpu or ' or '.join(capabilities)}",
             mend=f"build them on this machine with `koala engines {path} --target {target}`",
         )
-    if target not in RUNNABLE:
-        raise TargetError(
-            f"target {target}",
-            expected=f"one that this version can run ({', '.join(RUNNABLE)})",
-            found="plans that it can only build",
-            mend=instead,
-        )
 
 
-def make_executor(engines: Engines) -> Executor:
-    """Load the plans. Raises TargetError if they were built by another version of the compiler."""
-    from koala_runtime import cpu
+def obstacle(target: str) -> str | None:
+    """Return None if this machine can run plans of ``target``, or in words what is in the way."""
+    if target == "cpu":
+        return None
+    from koala_runtime.device import cuda_runtime
 
+    problem = query_driver().problem
+    try:
+        open_tensorrt(target)
+        cuda_runtime()
+    except TargetError as error:
+        return problem or f"{error.found}; {error.mend}"
+    return problem
+
+
+def make_executor(engines: Engines, *, low_memory: bool = False) -> Executor:
+    """Load the plans.
+
+    Raises TargetError for plans of another version of the compiler, DeviceError if the GPU has too little memory.
+    """
+    names = [entry.name for entry in engines.manifest.components]
+    device, half, load = _BACKENDS[engines.target](engines)
+    try:
+        with device.current():
+            check_free(budget(engines.manifest, engines.record), device.free_bytes(), low_memory=low_memory)
+    except BaseException:
+        device.close()
+        raise
+    return Executor(device, load, names, half, low_memory)
+
+
+Loader: TypeAlias = Callable[[str], Plan]
+
+
+def _cpu(engines: Engines) -> tuple[Device, str, Loader]:
+    from koala_runtime.host import VERSION, HostDevice, OrtPlan
+
+    _check_version(engines, VERSION)
+    return HostDevice(), "float32", lambda name: OrtPlan(engines.plan(name))
+
+
+def _simulated(engines: Engines) -> tuple[Device, str, Loader]:
+    from koala_runtime.host import VERSION
+    from koala_runtime.simulated import SimulatedDevice, SimulatedPlan
+
+    _check_version(engines, VERSION)
+    device = SimulatedDevice()
+    weights = budget(engines.manifest, engines.record).weights
+    scratch = {entry.name: sum(tensor.nbytes for tensor in entry.outputs) for entry in engines.manifest.components}
+    return (
+        device,
+        "float32",
+        lambda name: SimulatedPlan(device, name, engines.plan(name), weights[name], scratch[name]),
+    )
+
+
+def _gpu(engines: Engines) -> tuple[Device, str, Loader]:
+    from koala_runtime.device import CudaDevice
+    from koala_runtime.tensorrt import TensorRTPlan
+
+    module = open_tensorrt(engines.target)
+    _check_version(engines, str(module.__version__))
+    device = CudaDevice()
+    # The cache holds for one version of the library on one model of GPU.
+    suffix = re.sub(r"\W+", "-", f"{engines.record.key.compiler_version} {query_driver().gpu}").strip("-")
+
+    def load(name: str) -> Plan:
+        return TensorRTPlan(module, engines.plan(name), device, engines.folder / f"{name}-{suffix}.kernels")
+
+    return device, "float16", load
+
+
+_BACKENDS = {"cpu": _cpu, "rtx": _gpu, "tensorrt": _gpu, SIMULATED: _simulated}
+
+
+def _check_version(engines: Engines, installed: str) -> None:
     key = engines.record.key
-    if key.compiler_version != cpu.VERSION:
+    if key.compiler_version != installed:
+        target = _ENGINES_OF.get(engines.target, engines.target)
         raise TargetError(
-            f"engines for {engines.target} in {engines.path}",
-            expected=f"plans of {key.compiler} {cpu.VERSION}, which is installed",
+            f"engines for {target} in {engines.path}",
+            expected=f"plans of {key.compiler} {installed}, which is installed",
             found=f"plans of {key.compiler} {key.compiler_version}",
-            mend=f"build them again with `koala engines {engines.path} --target {engines.target}`",
+            mend=f"build them again with `koala engines {engines.path} --target {target}`",
         )
-    return cpu.CpuExecutor(engines.folder, engines.record)
 
 
 def _best_target(path: Path) -> str:
-    return next((target for target in RUNNABLE if engine_folder(path, target).is_dir()), RUNNABLE[-1])
+    """Return the first target that has engines which this machine can run; cpu if there is none."""
+    for target in TARGETS:
+        if engine_folder(path, target).is_dir():
+            try:
+                _check_machine(path, target, read_engine_record(path, target))
+            except TargetError:
+                continue
+            return target
+    return TARGETS[-1]

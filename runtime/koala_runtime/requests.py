@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +17,8 @@ from koala_runtime.contract.manifest import Manifest
 from koala_runtime.contract.spec import check_sampling
 from koala_runtime.prompts import check_text
 
-OUTPUT_TYPES = ("pil", "np")
+OUTPUT_TYPES = ("pil", "np", "device")
+WATCHED = ("latents", "images")
 _log = logging.getLogger(__name__)
 
 
@@ -100,6 +102,51 @@ def check_latents(latents: NDArray[np.float32], shape: tuple[int, ...]) -> NDArr
     if not np.isfinite(latents).all():
         raise ArgumentError("latents", expected="finite values", found="NaN or infinity", mend="pass normal noise")
     return latents
+
+
+def check_watch(called: bool, tensors: Sequence[str], every: int, timings: bool) -> Sequence[str]:
+    """Return what a callback is to see. Raises ArgumentError."""
+    unknown = [name for name in tensors if name not in WATCHED]
+    if unknown:
+        raise ArgumentError(
+            "callback_on_step_end_tensor_inputs",
+            expected=" and ".join(WATCHED),
+            found=repr(unknown[0]),
+            mend="pass these names only",
+        )
+    if isinstance(every, bool) or not isinstance(every, Integral) or every < 1:
+        raise ArgumentError("callback_steps", expected="1 or more", found=repr(every), mend="pass a number of steps")
+    if called and timings:
+        raise ArgumentError(
+            "timings",
+            expected="False with a callback",
+            found="True",
+            mend="leave one of them out",
+        )
+    return tensors
+
+
+def check_device(manifest: Manifest, target: str, prompts: int, output_type: str, stream: Any) -> int | None:
+    """Return the handle of the caller's stream, if there is one. Raises ArgumentError."""
+    on_gpu, batch = target != "cpu", manifest.profile.batch
+    if output_type == "device" and not (on_gpu and prompts <= batch):
+        raise ArgumentError(
+            "output_type",
+            expected="pil or np on this target" if not on_gpu else f"at most {batch} prompts with device",
+            found=f"device on target {target}" if not on_gpu else f"{prompts} prompts",
+            mend="pass np" if not on_gpu else "call once per batch",
+        )
+    if stream is None:
+        return None
+    handle = stream.__cuda_stream__()[1] if hasattr(stream, "__cuda_stream__") else stream
+    if not on_gpu or isinstance(handle, bool) or not isinstance(handle, Integral):
+        raise ArgumentError(
+            "stream",
+            expected="a CUDA stream" if on_gpu else f"None on target {target}",
+            found=repr(stream),
+            mend="pass its handle, or an object with __cuda_stream__" if on_gpu else "leave it out",
+        )
+    return int(handle)
 
 
 def _negatives(negative: str | Sequence[str] | None, count: int) -> list[str | None]:

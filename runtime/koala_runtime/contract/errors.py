@@ -3,6 +3,7 @@
     KoalaError              exit code 1: work that was well asked for failed
     ├── BuildError          a converter or compiler refused a component
     ├── GateError           a converted component does not compute what PyTorch computes
+    ├── DeviceError         the GPU refused or failed, or has too little memory
     └── InputError          exit code 2: what was passed in can be mended by whoever passed it
         ├── ArgumentError   an option or a call argument
         ├── CheckpointError a checkpoint folder, hub name or preset
@@ -30,6 +31,10 @@ class BuildError(KoalaError):
 
 class GateError(KoalaError):
     """A converted component does not compute what PyTorch computes."""
+
+
+class DeviceError(KoalaError):
+    """The GPU refused or failed, or has too little memory."""
 
 
 class InputError(KoalaError):

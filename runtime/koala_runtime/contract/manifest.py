@@ -15,7 +15,7 @@ from koala_runtime.contract.gpu import GPU
 from koala_runtime.contract.io import Component
 from koala_runtime.contract.spec import ModelSpec, Profile, Sampling
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"
 ENGINE_RECORD = "engine.json"
 TOKENIZERS = ("tokenizer", "tokenizer_2")
@@ -105,11 +105,15 @@ class EngineKey:
 
 @dataclass(frozen=True)
 class Plan:
-    """One built component: its file first, then any external data; how long the compiler took, its kernels by kind."""
+    """One built component: its file first, then any external data; how long the compiler took, its kernels by kind.
+
+    ``activation_bytes`` is the scratch memory of one run, None where the compiler does not tell.
+    """
 
     files: tuple[str, ...]
     build_seconds: float
     kernels: dict[str, int]
+    activation_bytes: int | None
 
 
 @dataclass(frozen=True)
