@@ -5,13 +5,13 @@ OUT    ?= bundles/$(notdir $(MODEL))
 PROMPT ?= a small red circle left of a blue square on a white background
 ARGS   ?=
 # TensorRT is installed where there is an NVIDIA driver to build with.
-EXTRAS ?= export,rtx,dev$(if $(shell command -v nvidia-smi 2>/dev/null),$(comma)tensorrt)
+EXTRAS ?= export,rtx,bench,dev$(if $(shell command -v nvidia-smi 2>/dev/null),$(comma)tensorrt)
 
 comma := ,
 BIN   := .venv/bin
 READY := .venv/ready
 
-.PHONY: help image engines test test-full check clean
+.PHONY: help image engines test test-full test-gpu check clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -33,10 +33,14 @@ engines: $(READY) ## Build for this machine: make engines MODEL=... OUT=... [ARG
 	$(BIN)/koala engines $(OUT)
 
 test: $(READY) ## Run the tests (minutes, no GPU needed)
-	$(BIN)/python -m pytest -m "not full" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not full and not gpu" -n 2 --dist loadfile --no-loadscope-reorder
 
 test-full: $(READY) ## Run the slow tests too: full-size checkpoints, many kills (needs 24 GB of memory, 40 GB of disk)
-	$(BIN)/python -m pytest -m full --durations=25
+	$(BIN)/python -m pytest -m full tests/test_full_size.py --durations=10
+	$(BIN)/python -m pytest -m full --ignore tests/test_full_size.py -n 2 --dist loadfile --no-loadscope-reorder --durations=25
+
+test-gpu: $(READY) ## Run the tests that need an NVIDIA GPU
+	$(BIN)/python -m pytest -m gpu
 
 check: $(READY) ## Lint, types, import rules
 	$(BIN)/ruff check .

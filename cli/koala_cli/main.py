@@ -8,10 +8,12 @@ from typing import Annotated
 
 import typer
 
+from koala_cli.bench_command import bench, compare
 from koala_cli.build_commands import engines, export
 from koala_cli.look_commands import doctor, inspect
 from koala_cli.run_command import run
 from koala_cli.screen import plain, stderr
+from koala_cli.verify_command import verify
 from koala_runtime import __version__
 from koala_runtime.contract.errors import InputError, KoalaError
 
@@ -23,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
-for command in (export, engines, run, inspect, doctor):
+for command in (export, engines, run, verify, bench, compare, inspect, doctor):
     app.command()(command)
 
 

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnxruntime as ort
@@ -24,9 +24,10 @@ from torch import nn
 
 from koala_export.trace import example_inputs
 from koala_runtime.contract.errors import GateError
-from koala_runtime.contract.io import Component
+from koala_runtime.contract.io import Component, IOTensor
 
 BOUNDS = {"fp32": (1e-3, 0.99999), "fp16": (5e-2, 0.999)}  # largest relative error, smallest cosine
+Array: TypeAlias = NDArray[Any]
 _SEED = 1  # not the one used to trace
 
 
@@ -52,20 +53,14 @@ def check_component(
 
     Converts ``module`` to float32 in place, so that only one copy of the weights is held. Raises GateError.
     """
-    inputs = example_inputs(component, _SEED)
-    known = {name: value.numpy() for name, value in inputs.items()}
-    for part, path in parts:
-        known |= _run(part, path, known)
-    with torch.no_grad():
-        module.float()
-        outputs = module(**{n: v.float() if v.is_floating_point() else v for n, v in inputs.items()})
-    references = outputs if isinstance(outputs, tuple) else (outputs,)
+    inputs = gate_inputs(component)
+    results = run_onnx(parts, inputs)
+    references = run_torch(module, component, inputs)
     agreements = {}
-    for tensor, reference in zip(component.outputs, references, strict=True):
-        agreement = compare(reference.numpy(), known[tensor.name])
-        largest, cosine = BOUNDS[precision]
-        allowance = 1 / 255 if tensor.dtype == "uint8" else 0.0
-        if not (agreement.error <= largest + allowance and agreement.cosine >= cosine):
+    for tensor in component.outputs:
+        agreement = compare(references[tensor.name], results[tensor.name])
+        if not accepted(agreement, tensor, precision):
+            largest, cosine = BOUNDS[precision]
             raise GateError(
                 f"{component.name}: {tensor.name}",
                 expected=f"PyTorch's values within {largest:g} of their largest and a cosine of {cosine:g}",
@@ -76,7 +71,37 @@ def check_component(
     return agreements
 
 
-def _run(part: Component, path: Path, known: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+def accepted(agreement: Agreement, tensor: IOTensor, precision: str) -> bool:
+    """Whether an output is within the bounds; a pixel of a uint8 picture may differ by one level."""
+    largest, cosine = BOUNDS[precision]
+    allowance = 1 / 255 if tensor.dtype == "uint8" else 0.0
+    return agreement.error <= largest + allowance and agreement.cosine >= cosine
+
+
+def gate_inputs(component: Component) -> dict[str, Array]:
+    """Return inputs of the component by name; not those that it was traced with."""
+    return {name: value.numpy() for name, value in example_inputs(component, _SEED).items()}
+
+
+@torch.no_grad()
+def run_torch(module: nn.Module, component: Component, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Return what ``module`` computes in float32, to which it is converted in place, by output."""
+    module.float()
+    tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
+    outputs = module(**{n: v.float() if v.is_floating_point() else v for n, v in tensors.items()})
+    together = outputs if isinstance(outputs, tuple) else (outputs,)
+    return {tensor.name: value.numpy() for tensor, value in zip(component.outputs, together, strict=True)}
+
+
+def run_onnx(parts: Sequence[Part], inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """Return all that the ONNX files compute, run in their order, by name."""
+    known = dict(inputs)
+    for part, path in parts:
+        known |= _run(part, path, known)
+    return known
+
+
+def _run(part: Component, path: Path, known: Mapping[str, Array]) -> dict[str, Array]:
     """Run one file; where it computes many steps at once, the last of them is the one that is asked for."""
     options = ort.SessionOptions()
     options.log_severity_level = 3

@@ -1,0 +1,66 @@
+"""Backends of known speed, for ``koala bench``: named as ``tests.support.fake_backends:Name``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from koala_bench.backends import Work
+from koala_runtime.contract.manifest import read_manifest
+
+DELAY = 0.06  # seconds
+STARTED = time.monotonic()
+
+
+class Quick:
+    packages = ("pillow",)
+    delay = DELAY / 2
+
+    def __init__(self, work: Work) -> None:
+        profile = read_manifest(Path(work.bundle)).profile
+        self._shape = (profile.height, profile.width, 3)
+
+    def draw(self) -> NDArray[np.uint8]:
+        time.sleep(self.delay)
+        return np.full(self._shape, 128, np.uint8)
+
+    def parts(self) -> dict[str, float]:
+        return {"text": self.delay / 8, "steps": self.delay / 2, "vae": self.delay / 4, "host": self.delay / 8}
+
+    def device_bytes(self) -> int | None:
+        return None
+
+
+class Slow(Quick):
+    delay = DELAY
+
+
+class Drifting(Quick):
+    """On a machine that gets slower: twice as slow after a second, whoever draws. So is ``DriftingSlow``."""
+
+    def draw(self) -> NDArray[np.uint8]:
+        base = float(os.environ["KOALA_TEST_STARTED"])
+        time.sleep(self.delay * (1 + (time.time() - base) / 2))
+        return np.full(self._shape, 128, np.uint8)
+
+
+class DriftingSlow(Drifting):
+    delay = DELAY
+
+
+class Crashing(Quick):
+    """Draws twice."""
+
+    left = 2
+
+    def draw(self) -> NDArray[np.uint8]:
+        if not self.left:
+            print("the wheels came off", file=sys.stderr)
+            os._exit(3)
+        self.left -= 1
+        return super().draw()
