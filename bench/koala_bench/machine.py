@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shutil
@@ -19,8 +20,6 @@ PACKAGES = ("koala-trt", "numpy", "onnxruntime", "torch", "diffusers", "transfor
 
 def describe() -> Machine:
     """Return this machine. GPU clocks are those that nvidia-smi gives, where there is one."""
-    import os
-
     driver = query_driver()
     clocks = None
     if shutil.which("nvidia-smi"):
@@ -34,7 +33,7 @@ def describe() -> Machine:
         gpu=None if driver.gpu is None else str(driver.gpu),
         driver=driver.cuda_version,
         clocks=clocks,
-        versions={name: number for name in PACKAGES if (number := _version(name))},
+        versions={name: number for name in PACKAGES if (number := version_of(name))},
     )
 
 
@@ -64,6 +63,15 @@ def roofline() -> Peak:
     return Peak(str(dtype).removeprefix("torch."), 2 * size**3 / product, 2 * source.numel() / copy)
 
 
+def gpu_bytes_in_use() -> int | None:
+    """Return the memory of the first GPU that is in use, by whomever, as nvidia-smi says; None without one."""
+    if not shutil.which("nvidia-smi"):
+        return None
+    query = ["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    done = subprocess.run(query, capture_output=True, text=True, check=False)
+    return int(done.stdout) << 20 if done.returncode == 0 and done.stdout.strip().isdigit() else None
+
+
 def install_bytes(packages: Iterable[str]) -> int:
     """Return the size on disk of packages and of all that they require, without extras."""
     seen: set[str] = set()
@@ -86,7 +94,8 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _version(package: str) -> str | None:
+def version_of(package: str) -> str | None:
+    """Return the installed version of a distribution, None if there is none."""
     try:
         return distribution(package).version
     except PackageNotFoundError:

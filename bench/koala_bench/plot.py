@@ -1,29 +1,30 @@
-"""Latency by phase, cold start and memory of every backend, as one picture."""
+"""Results as pictures: latency by phase, cold start and memory of every backend; and how cost grows in a sweep."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from io import BytesIO
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from koala_bench.results import Results, parts_of
+from koala_bench.results import Results
+
+if TYPE_CHECKING:
+    from koala_bench.sweep import Sweep
 
 COLOURS = {"text": "#4c78a8", "steps": "#f58518", "vae": "#54a24b", "host": "#9d9d9d"}
+_LINES = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#9d755d", "#9d9d9d")
+_MARKERS = "os^Dv*Xp"
 
 
 def plot(results: Results, ending: str, *, dark: bool) -> bytes:
-    """Return the picture as ``png`` or ``svg``."""
-    import matplotlib as mpl
+    """Return bars of every backend as ``png`` or ``svg``."""
+    names = [each.name for each in results.measured]
+    height = 1.8 + 0.45 * max(1, len(names))
 
-    mpl.use("Agg")
-    from matplotlib import pyplot
-
-    style = "dark_background" if dark else "default"
-    with pyplot.style.context(style), mpl.rc_context({"svg.hashsalt": "koala", "font.size": 10}):
-        names = [each.name for each in results.measured]
-        height = 0.9 + 0.45 * max(1, len(names))
-        figure, axes = pyplot.subplots(1, 3, figsize=(13, height + 0.9), width_ratios=(5, 2.5, 2.5), sharey=True)
+    def draw(pyplot: Any) -> Any:
+        figure, axes = pyplot.subplots(1, 3, figsize=(13, height), width_ratios=(5, 2.5, 2.5), sharey=True)
         left = [0.0] * len(names)
-        for part, seconds in parts_of(results).items():
+        for part, seconds in results.parts().items():
             axes[0].barh(names, [1e3 * s for s in seconds], left=left, label=part, color=COLOURS[part])
             left = [start + 1e3 * each for start, each in zip(left, seconds, strict=True)]
         _bars(axes[1], names, [each.cold_seconds for each in results.measured], "{:.1f}")
@@ -33,20 +34,54 @@ def plot(results: Results, ending: str, *, dark: bool) -> bytes:
             axes[0].text(end, y, f" {end:,.0f}", va="center")
         axes[0].margins(x=0.12)
         axes[0].invert_yaxis()
-        axes[0].set_xlabel("a warm picture, median, ms")
+        axes[0].set_xlabel("a warm run, median, ms")
         axes[1].set_xlabel("process start to first picture, s")
         axes[2].set_xlabel("peak memory, MB" + (" (GPU where there is one)" if results.machine.gpu else ""))
-        for each in axes:
-            each.spines[["top", "right"]].set_visible(False)
         figure.legend(loc="upper center", ncols=4, frameon=False)
-        figure.tight_layout(rect=(0, 0, 1, 1 - 0.35 / (height + 0.9)))
+        return figure
+
+    return _render(draw, ending, dark, top=0.35 / height)
+
+
+def plot_sweep(sweep: Sweep, ending: str, *, dark: bool) -> bytes:
+    """Return a line per backend: the median run over the values that were swept."""
+
+    def draw(pyplot: Any) -> Any:
+        figure, axes = pyplot.subplots(figsize=(8, 4.8))
+        for index, (name, medians) in enumerate(sweep.medians().items()):
+            known = [(value, 1e3 * s) for value, s in zip(sweep.values, medians, strict=True) if s is not None]
+            style = {"color": _LINES[index % len(_LINES)], "marker": _MARKERS[index % len(_MARKERS)]}
+            axes.plot(*zip(*known, strict=True), label=name, **style)
+        axes.set_xlabel(sweep.meaning)
+        axes.set_ylabel("a warm run, median, ms")
+        axes.set_xticks(sweep.values)
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False)
+        return figure
+
+    return _render(draw, ending, dark)
+
+
+def _render(draw: Callable[[Any], Any], ending: str, dark: bool, top: float = 0.0) -> bytes:
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot
+
+    style = "dark_background" if dark else "default"
+    with pyplot.style.context(style), mpl.rc_context({"svg.hashsalt": "koala", "font.size": 10}):
+        figure = draw(pyplot)
+        for each in figure.axes:
+            each.spines[["top", "right"]].set_visible(False)
+        figure.tight_layout(rect=(0, 0, 1, 1 - top))
         stream = BytesIO()
         figure.savefig(stream, format=ending, dpi=144, metadata={"Date": None} if ending == "svg" else None)
         pyplot.close(figure)
     return stream.getvalue()
 
 
-def _bars(axis: Any, names: list[str], values: list[float], form: str) -> None:
+def _bars(axis: Any, names: Sequence[str], values: Sequence[float], form: str) -> None:
     axis.barh(names, values, color="#72b7b2")
     for y, value in enumerate(values):
         axis.text(value, y, " " + form.format(value), va="center")

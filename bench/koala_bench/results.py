@@ -1,13 +1,13 @@
-"""What was measured, and every way to show it: JSON, tables for screen and README, plots, and what changed since."""
+"""What was measured: the schema of results.json, reading and writing it, and what changed since another."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.table import Table
 
 from koala_bench.backends import PARTS
 from koala_runtime.contract.codec import from_json
@@ -15,7 +15,7 @@ from koala_runtime.contract.errors import BundleError
 from koala_runtime.contract.files import write_atomic, write_json
 from koala_runtime.contract.spec import Profile
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,10 @@ class Machine:
 
 @dataclass(frozen=True)
 class Measured:
-    """One backend. Seconds and bytes; ``parts`` add up to the median picture; ``psnr`` against float32 PyTorch, dB."""
+    """One backend. Seconds of runs, which draw a batch; ``parts`` add up to the median run. Sizes in bytes.
+
+    ``versions`` are those in its own process. ``psnr`` against float32 PyTorch, in decibels.
+    """
 
     name: str
     cold_seconds: float
@@ -51,6 +54,7 @@ class Measured:
     host_bytes: int
     device_bytes: int | None
     install_bytes: int
+    versions: dict[str, str]
     psnr: float | None
 
     def quantile(self, share: float) -> float:
@@ -60,17 +64,23 @@ class Measured:
 
 @dataclass(frozen=True)
 class Results:
-    """The whole of results.json; ``flops`` of one picture as the checkpoint has them, ``missing`` with the reasons."""
+    """The whole of results.json.
+
+    ``flops`` of one run, and the ``least_seconds`` that they take at ``peak``, are of the checkpoint as it is;
+    ``missing`` has the reasons.
+    """
 
     schema_version: int
     command: tuple[str, ...]
     machine: Machine
-    flops: int
     peak: Peak
+    flops: int
+    least_seconds: float
     prompt: str
     seed: int
     steps: int
     guidance_scale: float
+    alone: bool
     profile: Profile
     measured: tuple[Measured, ...]
     missing: dict[str, str]
@@ -79,69 +89,40 @@ class Results:
         """Return the backend called ``name``."""
         return next(each for each in self.measured if each.name == name)
 
+    @property
+    def baseline(self) -> Measured:
+        """What the others are held against: plain diffusers, or the first where it was not measured."""
+        return next((each for each in self.measured if each.name == "diffusers"), self.measured[0])
 
-COLUMNS = (
-    *("backend", "cold, s", "p50, ms", "p90", "p99", "spread", "ms/step", "pictures/s", "memory, MB", "GPU, MB"),
-    *("install, MB", "GFLOP/s", "of peak", "PSNR, dB"),
-)
+    def speed(self, each: Measured) -> float:
+        """How many times as fast as the baseline a backend is: the median ratio of runs of the same round."""
+        pairs = zip(self.baseline.warm_seconds, each.warm_seconds, strict=False)
+        return float(np.median([theirs / ours for theirs, ours in pairs]))
 
-
-def rows(results: Results) -> list[tuple[str, ...]]:
-    """Return the figures as text, a row per backend; all tables are made of these."""
-    made = []
-    for each in results.measured:
-        median, low, high = (each.quantile(share) for share in (0.5, 0.1, 0.9))
-        rate = results.flops / median
-        made.append(
-            (
-                each.name,
-                f"{each.cold_seconds:.2f}",
-                *(f"{1e3 * each.quantile(share):.1f}" for share in (0.5, 0.9, 0.99)),
-                f"{(high - low) / median:.0%}",
-                f"{1e3 * each.parts['steps'] / results.steps:.2f}",
-                f"{1 / median:.2f}",
-                f"{each.host_bytes / 1e6:,.0f}",
-                "-" if each.device_bytes is None else f"{each.device_bytes / 1e6:,.0f}",
-                f"{each.install_bytes / 1e6:,.0f}",
-                f"{rate / 1e9:,.0f}",
-                f"{rate / results.peak.flops_per_second:.0%}",
-                "-" if each.psnr is None else f"{each.psnr:.1f}",
-            )
-        )
-    return made
-
-
-def table(results: Results) -> Table:
-    """Return the figures for the screen."""
-    shown = Table(*COLUMNS, title=_title(results), title_justify="left")
-    for column in shown.columns[1:]:
-        column.justify = "right"
-    for row in rows(results):
-        shown.add_row(*row)
-    return shown
-
-
-def markdown(results: Results) -> str:
-    """Return the figures for a README."""
-    lines = [f"| {' | '.join(COLUMNS)} |", f"|---{'|---:' * (len(COLUMNS) - 1)}|"]
-    lines += [f"| {' | '.join(row)} |" for row in rows(results)]
-    lines += [f"\nNot measured: {name} ({reason})." for name, reason in results.missing.items()]
-    return f"{_title(results)}\n\n" + "\n".join(lines) + "\n"
+    def parts(self) -> dict[str, list[float]]:
+        """Return the seconds of each part, in the order of ``measured``."""
+        return {part: [each.parts[part] for each in self.measured] for part in PARTS}
 
 
 def save(results: Results, folder: Path) -> list[Path]:
     """Write ``results.json``, ``results.md`` and the plots, light and dark, to ``folder``."""
     from koala_bench.plot import plot
+    from koala_bench.tables import markdown
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "results.json", results)
-    write_atomic(folder / "results.md", markdown(results).encode())
     made = [folder / "results.json", folder / "results.md"]
+    write_json(made[0], results)
+    write_atomic(made[1], markdown(results).encode())
+    return made + write_plots(folder / "results", lambda ending, dark: plot(results, ending, dark=dark))
+
+
+def write_plots(stem: Path, draw: Callable[[str, bool], bytes]) -> list[Path]:
+    """Write what ``draw(ending, dark)`` returns to ``stem.png``, ``stem-dark.png`` and as SVG."""
+    made = []
     for dark in (False, True):
         for ending in ("png", "svg"):
-            path = folder / f"results{'-dark' if dark else ''}.{ending}"
-            write_atomic(path, plot(results, ending, dark=dark))
-            made.append(path)
+            made.append(stem.with_name(f"{stem.name}{'-dark' if dark else ''}.{ending}"))
+            write_atomic(made[-1], draw(ending, dark))
     return made
 
 
@@ -174,17 +155,3 @@ def changes(before: Results, after: Results) -> list[tuple[str, str, str, str]]:
             word = f"{ratio:.2f}x faster" if ratio > 1 else f"{1 / ratio:.2f}x slower"
         told.append((each.name, f"{1e3 * medians[0]:.1f}", f"{1e3 * medians[1]:.1f}", word))
     return told
-
-
-def _title(results: Results) -> str:
-    where = results.machine.gpu or f"{results.machine.processor}, {results.machine.cores} cores"
-    profile = results.profile
-    return (
-        f"{profile.width} x {profile.height} px, {results.steps} steps, guidance {results.guidance_scale:g}, "
-        f"{len(results.measured[0].warm_seconds) if results.measured else 0} pictures each, in turn; {where}"
-    )
-
-
-def parts_of(results: Results) -> dict[str, list[float]]:
-    """Return the seconds of each part, in the order of ``measured``."""
-    return {part: [each.parts[part] for each in results.measured] for part in PARTS}

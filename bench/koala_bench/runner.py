@@ -1,4 +1,4 @@
-"""Measures backends side by side: each in a process of its own, one picture each in turn.
+"""Measures backends side by side: each in a process of its own, one run each in turn.
 
 Interleaving lets a machine that drifts (heat, neighbours) hurt all alike; a process of its own makes memory and cold
 starts honest, and a crash its own affair.
@@ -6,237 +6,151 @@ starts honest, and a crash its own affair.
 
 from __future__ import annotations
 
-import json
-import subprocess
 import sys
-import time
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Thread
-from typing import Any
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from koala_bench.backends import HOST, REFERENCE, Pixels, Work, available
-from koala_bench.machine import describe, install_bytes, roofline
-from koala_bench.results import SCHEMA_VERSION, Measured, Results
+from koala_bench.backends import HOST, REFERENCE, Work, available
+from koala_bench.machine import describe, roofline
+from koala_bench.processes import Processes, Report
+from koala_bench.results import SCHEMA_VERSION, Measured, Peak, Results
 from koala_bench.verify import psnr
+from koala_runtime.contract.counts import Roofline
 from koala_runtime.contract.errors import ArgumentError
 from koala_runtime.contract.manifest import Manifest, read_manifest
 
-Report = Callable[[str], None]
+
+@dataclass(frozen=True)
+class Plan:
+    """How to measure. None: as the bundle has it; ``names`` None: everything that can run here.
+
+    With ``reference`` float32 PyTorch draws the pictures once, for the others to be compared with. ``alone`` loads one
+    backend at a time, for where they do not fit side by side; then a drift of the machine does not cancel.
+    ``pythons`` are interpreters, by backend, other than this one. ``random_weights``: the source is a preset's shape.
+    """
+
+    names: tuple[str, ...] | None = None
+    prompt: str = "a large red circle on a white background"
+    rounds: int = 20
+    steps: int | None = None
+    guidance_scale: float | None = None
+    seed: int = 0
+    reference: bool = True
+    alone: bool = False
+    random_weights: bool = False
+    pythons: Mapping[str, str] = field(default_factory=dict)
 
 
-class _CrashError(Exception):
-    """A backend that crashed; the text is the end of what it said."""
+def run(bundle: Path, source: str, plan: Plan, report: Report = lambda _: None, scratch: Path | None = None) -> Results:
+    """Measure; ``scratch`` keeps what is prepared for several runs, and is a temporary folder if there is none.
 
-
-class _Process:
-    """One backend's process."""
-
-    def __init__(self, name: str, work: Work) -> None:
-        self.name = name
-        command = [sys.executable, "-m", "koala_bench.worker", name, json.dumps(asdict(work))]
-        self._started = time.perf_counter()
-        pipe = subprocess.PIPE
-        self._process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace"
-        )
-        # Read on the side, or a library that says much would wait for a reader; the end of it explains a crash.
-        self._said: deque[str] = deque(maxlen=20)
-        self._reader = Thread(target=self._said.extend, args=(self._process.stderr,), daemon=True)
-        self._reader.start()
-
-    def first_picture(self) -> tuple[Pixels, float]:
-        """Return the first picture and the seconds since the process began."""
-        told = self._answer()
-        seconds = time.perf_counter() - self._started
-        return np.frombuffer(bytes.fromhex(told["picture"]), np.uint8).reshape(told["shape"]), seconds
-
-    def draw(self) -> float:
-        """Return the seconds of one more picture."""
-        self._tell("draw")
-        return float(self._answer()["seconds"])
-
-    def finish(self) -> dict[str, Any]:
-        """Return where the time goes and what memory it took; the process ends."""
-        self._tell("finish")
-        told = self._answer()
-        self._end()
-        return told
-
-    def stop(self) -> None:
-        """End the process, whatever it does."""
-        self._process.kill()
-        self._end()
-
-    def _end(self) -> int:
-        """Wait for the process and close the pipes; returns its exit code."""
-        code = self._process.wait()
-        self._reader.join(5)
-        for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
-            assert stream is not None
-            with suppress(OSError):  # what was not read any more
-                stream.close()
-        return code
-
-    def _tell(self, word: str) -> None:
-        assert self._process.stdin is not None
-        with suppress(OSError):  # it is gone; its answer, which does not come, says so
-            self._process.stdin.write(word + "\n")
-            self._process.stdin.flush()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            code = self._end()
-            last = next((line.strip() for line in reversed(self._said) if line.strip()), "no word")
-            raise _CrashError(f"its process ended with code {code}: {last}")
-        return dict(json.loads(line))
-
-
-class _SideBySide:
-    """All processes at once; one that crashes leaves ``living`` for ``failed``."""
-
-    def __init__(self, work: Work, report: Report) -> None:
-        self._work, self._report = work, report
-        self.living: dict[str, _Process] = {}
-        self.failed: dict[str, str] = {}
-        self.pictures: dict[str, Pixels] = {}
-        self.cold: dict[str, float] = {}
-        self.warm: dict[str, list[float]] = {}
-
-    def start(self, name: str) -> None:
-        """Start a backend and have its first picture."""
-        self._report(f"{name}: starting")
-        self.living[name] = process = _Process(name, self._work)
-        with self._crashes(name):
-            self.pictures[name], self.cold[name] = process.first_picture()
-
-    def draw(self, turn: int, rounds: int) -> None:
-        """Draw one picture with each; those of the first turn are a warm-up."""
-        for name, process in [*self.living.items()]:
-            self._report(f"picture {turn + 1} of {rounds + 1}: {name}")
-            with self._crashes(name):
-                seconds = process.draw()
-                if turn:
-                    self.warm.setdefault(name, []).append(seconds)
-
-    def finish(self) -> dict[str, dict[str, Any]]:
-        """End all and return what each told, by name."""
-        told = {}
-        for name, process in [*self.living.items()]:
-            self._report(f"{name}: where the time goes")
-            with self._crashes(name):
-                told[name] = process.finish()
-                del self.living[name]
-        return told
-
-    def stop(self, *names: str) -> None:
-        """End processes, whatever they do."""
-        for name in names:
-            if name in self.living:
-                self.living.pop(name).stop()
-
-    @contextmanager
-    def _crashes(self, name: str) -> Iterator[None]:
-        try:
-            yield
-        except _CrashError as error:
-            self.failed[name] = str(error)
-            self.living.pop(name)
-
-
-def run(
-    bundle: Path,
-    source: str,
-    names: Sequence[str] | None,
-    prompt: str,
-    rounds: int,
-    steps: int | None = None,
-    guidance_scale: float | None = None,
-    seed: int = 0,
-    reference: bool = True,
-    report: Report = lambda _: None,
-) -> Results:
-    """Measure ``names``, or everything that can run here; ``rounds`` warm pictures of each, in turn.
-
-    With ``reference`` float32 PyTorch draws the picture once, for the others to be compared with.
     Raises InputError for what the caller can mend. A backend that fails is in the results with the reason.
     """
+    if scratch is None:
+        with TemporaryDirectory(prefix="koala-bench-") as folder:
+            return run(bundle, source, plan, report, Path(folder))
     manifest = read_manifest(bundle)
-    if rounds < 2:
-        raise ArgumentError("--rounds", expected="2 or more", found=str(rounds), mend="pass 10 for a first look")
+    if plan.rounds < 2:
+        raise ArgumentError("--rounds", expected="2 or more", found=str(plan.rounds), mend="pass 10 for a first look")
+    if plan.random_weights:
+        source = str(_random_checkpoint(source, manifest.profile.precision, scratch, report))
     sampling = manifest.sampling
     work = Work(
         str(bundle),
         source,
-        prompt,
-        seed,
-        sampling.num_inference_steps if steps is None else steps,
-        sampling.guidance_scale if guidance_scale is None else guidance_scale,
+        plan.prompt,
+        plan.seed,
+        sampling.num_inference_steps if plan.steps is None else plan.steps,
+        sampling.guidance_scale if plan.guidance_scale is None else plan.guidance_scale,
+        str(scratch),
     )
-    problems = available(bundle)
-    chosen = [*problems] if names is None else [*names]
+    problems = available(bundle, [*plan.pythons])
+    chosen = [*problems] if plan.names is None else [*plan.names]
     missing = {name: reason for name in chosen if (reason := problems.get(name))}
+    present = [name for name in chosen if name not in missing]
     report("measuring what the machine can do")
     peak = roofline()
-    side = _SideBySide(work, report)
+    backends = Processes(work, plan.pythons, report)
     try:
-        if reference:
-            side.start(REFERENCE)
-            side.stop(REFERENCE)
-        for name in chosen:
-            if name not in missing:
-                side.start(name)
-        for turn in range(rounds + 1):
-            side.draw(turn, rounds)
-        told = side.finish()
+        if plan.reference:
+            backends.start(REFERENCE)
+            backends.stop()
+        for names in [[name] for name in present] if plan.alone else [present]:
+            for name in names:
+                backends.start(name)
+            backends.draw(names, plan.rounds)
+            backends.finish(names)
     finally:
-        side.stop(*list(side.living))
-    pictures, cold, warm = side.pictures, side.cold, side.warm
-    wanted = pictures.get(REFERENCE)
+        backends.stop()
+    wanted = backends.pictures.get(REFERENCE)
     measured = [
         Measured(
             name=name,
-            cold_seconds=cold[name],
-            warm_seconds=tuple(warm[name]),
-            parts=_scaled(told[name]["parts"], float(np.median(warm[name]))),
-            host_bytes=told[name]["host_bytes"],
-            device_bytes=told[name]["device_bytes"],
-            install_bytes=install_bytes(told[name]["packages"]),
-            psnr=None if wanted is None else psnr(wanted, pictures[name], 255.0),
+            cold_seconds=backends.cold[name],
+            warm_seconds=tuple(backends.warm[name]),
+            parts=_scaled(told["parts"], float(np.median(backends.warm[name]))),
+            host_bytes=told["host_bytes"],
+            device_bytes=told["device_bytes"],
+            install_bytes=told["install_bytes"],
+            versions=told["versions"],
+            psnr=None if wanted is None else psnr(wanted, backends.pictures[name], 255.0),
         )
-        for name in told
+        for name, told in backends.told.items()
     ]
     return Results(
         schema_version=SCHEMA_VERSION,
         command=tuple(sys.argv),
         machine=describe(),
-        flops=picture_flops(manifest, work.steps),
         peak=peak,
-        prompt=prompt,
-        seed=seed,
+        flops=picture_flops(manifest, work.steps),
+        least_seconds=least_seconds(manifest, work.steps, peak),
+        prompt=plan.prompt,
+        seed=plan.seed,
         steps=work.steps,
         guidance_scale=work.guidance_scale,
+        alone=plan.alone,
         profile=manifest.profile,
         measured=tuple(measured),
-        missing={**missing, **side.failed},
+        missing={**missing, **backends.failed},
     )
 
 
 def picture_flops(manifest: Manifest, steps: int) -> int:
-    """Operations of a picture as it was traced, before any pass: the same work for every backend."""
+    """Operations of one run as it was traced, before any pass: the same work for every backend."""
     return sum(counts.flops * (steps if name == "denoiser" else 1) for name, counts in manifest.traced.items())
 
 
+def least_seconds(manifest: Manifest, steps: int, peak: Peak) -> float:
+    """Return the least time of one run on a machine of ``peak``, as it was traced: the roofline."""
+    # Bytes are counted in the bundle's precision; on a processor all compute in float32.
+    widened = 2 if manifest.profile.precision == "fp16" and peak.dtype == "float32" else 1
+    machine = Roofline("this machine", peak.flops_per_second, peak.bytes_per_second / widened)
+    return sum(
+        counts.roofline_seconds(machine) * (steps if name == "denoiser" else 1)
+        for name, counts in manifest.traced.items()
+    )
+
+
 def _scaled(parts: dict[str, float], median: float) -> dict[str, float]:
-    """Scale parts, which were timed with waits between them, to the median picture; the host's share takes the rest."""
+    """Scale parts, which were timed with waits between them, to the median run; the host's share takes the rest."""
     known = {name: seconds for name, seconds in parts.items() if name != HOST}
     factor = min(1.0, median / (sum(known.values()) or 1.0))
     scaled = {name: seconds * factor for name, seconds in known.items()}
-    return {**scaled, HOST: median - sum(scaled.values())}
+    return {**scaled, HOST: max(0.0, median - sum(scaled.values()))}  # rounding may leave less than nothing
+
+
+def _random_checkpoint(preset: str, precision: str, scratch: Path, report: Report) -> Path:
+    from koala_export.random_weights import RandomCheckpoint
+    from koala_export.source import open_source
+
+    folder = scratch / "random-weights"
+    if not folder.exists():
+        report(f"{preset}: random weights")
+        checkpoint = open_source(preset, random_weights=True, precision=precision)
+        assert isinstance(checkpoint, RandomCheckpoint)
+        checkpoint.save(folder, precision)
+    return folder

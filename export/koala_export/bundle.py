@@ -16,7 +16,7 @@ import torch
 from filelock import FileLock
 
 from koala_export.checkpoint import Checkpoint
-from koala_export.passes import choose_passes
+from koala_export.passes import PASSES, choose_passes
 from koala_export.source import open_source
 from koala_runtime.contract.codec import from_json, to_json
 from koala_runtime.contract.configs import native_size, read_spec
@@ -64,6 +64,23 @@ class Options:
     random_weights: bool = False
     gate: bool = True
     without: tuple[str, ...] = ()
+
+
+def options_of(manifest: Manifest) -> Options:
+    """Return the options that export a bundle like this one again."""
+    profile, sampling = manifest.profile, manifest.sampling
+    return Options(
+        height=profile.height,
+        width=profile.width,
+        batch=profile.batch,
+        precision=profile.precision,
+        cfg=profile.cfg,
+        num_inference_steps=sampling.num_inference_steps,
+        guidance_scale=sampling.guidance_scale,
+        timestep_spacing=manifest.spec.scheduler.timestep_spacing,
+        gate=manifest.gate == "passed",
+        without=tuple(name for name in PASSES if name not in manifest.passes),
+    )
 
 
 def export_bundle(source: str, bundle: Path, options: Options | None = None, report: Report = lambda _: None) -> bool:

@@ -57,6 +57,21 @@ def model_class(name: str) -> Any:
     return transformers.CLIPTextModel if name == "text_encoder" else transformers.CLIPTextModelWithProjection
 
 
+def prefix_text_encoder(folder: Path) -> None:
+    """Give the saved weights of a CLIPTextModel the prefix of published checkpoints, which transformers 4 needs.
+
+    transformers 5 saves them without it, and reads both.
+    """
+    from safetensors.torch import load_file, save_file
+
+    (path,) = folder.glob("*.safetensors")
+    held = load_file(path)  # copied below: Windows does not write a file that is mapped
+    weights = {f"text_model.{name.removeprefix('text_model.')}": weight.clone() for name, weight in held.items()}
+    del held
+    save_file(weights, path, {"format": "pt"})
+    path.chmod(0o644)  # safetensors would keep it from other users
+
+
 class FolderCheckpoint:
     """A local folder. ``precision`` decides which weight files are preferred where both exist."""
 

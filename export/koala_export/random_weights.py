@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from pathlib import Path
+from typing import Any
 
 import torch
 
-from koala_export.checkpoint import model_class
+from koala_export.checkpoint import CONFIG_FILES, MODELS, model_class, prefix_text_encoder
 from koala_export.presets import Preset, configs
 from koala_export.tokenizer import with_static_length
 from koala_runtime.contract.configs import Config
@@ -51,6 +53,34 @@ class RandomCheckpoint:
 
     def tokenizer(self, name: str) -> bytes:
         """Return a byte-level tokenizer with the special tokens of the real one."""
+        encoder: Config = self.configs["text_encoder_2" if name == "tokenizer_2" else "text_encoder"]
+        return with_static_length(self._tokenizer(name), int(encoder.get("max_position_embeddings", 77)))
+
+    def save(self, folder: Path, precision: str) -> None:
+        """Write a checkpoint folder that gives these weights when it is read in ``precision`` ("fp16" or "fp32").
+
+        As the KOALA repositories hold theirs: fp16 variants, and one plain VAE.
+        """
+        dtype = torch.float16 if precision == "fp16" else torch.float32
+        for name in MODELS:
+            model: Any = self.load(name, dtype)
+            if name == "vae":
+                model = model.float()
+            model.save_pretrained(folder / name, variant="fp16" if precision == "fp16" and name != "vae" else None)
+        prefix_text_encoder(folder / "text_encoder")
+        for name in ("model_index", "scheduler"):
+            path = folder / CONFIG_FILES[name]
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(json.dumps(self.configs[name], indent=2), encoding="utf-8")
+        for name in ("tokenizer", "tokenizer_2"):
+            tokenizer, place = self._tokenizer(name), folder / name
+            place.mkdir()
+            (place / "vocab.json").write_text(json.dumps(tokenizer.get_vocab(), ensure_ascii=False), encoding="utf-8")
+            (place / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+            config = {**tokenizer.special_tokens_map, "tokenizer_class": "CLIPTokenizer", "model_max_length": 77}
+            (place / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+
+    def _tokenizer(self, name: str) -> Any:
         from tokenizers.pre_tokenizers import ByteLevel
         from transformers import CLIPTokenizer
 
@@ -61,5 +91,4 @@ class RandomCheckpoint:
         vocab = {token: index for index, token in enumerate(tokens)}
         vocab |= {"<|startoftext|>": size - 2, "<|endoftext|>": size - 1}
         pad = "!" if name == "tokenizer_2" else "<|endoftext|>"
-        tokenizer = CLIPTokenizer(vocab=vocab, merges=[], pad_token=pad)
-        return with_static_length(tokenizer, int(encoder.get("max_position_embeddings", 77)))
+        return CLIPTokenizer(vocab=vocab, merges=[], pad_token=pad)

@@ -93,15 +93,19 @@ class HostDevice:
 
 
 class OrtPlan:
-    """A component as an ONNX Runtime session. Its scratch is its own."""
+    """A component as an ONNX Runtime session. Its scratch is its own.
+
+    ``providers`` are ONNX Runtime's execution providers, and ``memory`` is its name for where tensors lie.
+    """
 
     activation_bytes = 0
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, providers: Sequence[Any] = ("CPUExecutionProvider",), memory: str = "cpu") -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        self._memory = memory
         try:
-            self._session: Any = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self._session: Any = ort.InferenceSession(str(path), options, providers=[*providers])
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
             raise BundleError(
                 str(path),
@@ -124,7 +128,7 @@ class OrtPlan:
         ):
             for name in (tensor.name for tensor in tensors_of):
                 at = tensors[name]
-                bind(name, "cpu", 0, np.dtype(at.dtype), at.shape, at.address)
+                bind(name, self._memory, 0, np.dtype(at.dtype), at.shape, at.address)
 
         def run() -> bool:
             session.run_with_iobinding(binding)

@@ -6,7 +6,6 @@ Small enough that a picture takes a fraction of a second, and laid out like the 
 from __future__ import annotations
 
 import gzip
-import json
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -114,19 +113,10 @@ def save_checkpoint(shape: Shape, folder: Path, *, fp16: bool = False) -> Path:
 
 def save_full_size(preset: str, folder: Path) -> Path:
     """Write a preset with random weights as its repository holds it: fp16 variants, and one plain VAE."""
-    import torch
-
-    from koala_export.presets import PRESETS, configs
+    from koala_export.presets import PRESETS
     from koala_export.random_weights import RandomCheckpoint
 
-    source = RandomCheckpoint(PRESETS[preset])
-    for name in ("text_encoder", "text_encoder_2", "unet"):
-        source.load(name, torch.float16).save_pretrained(folder / name, variant="fp16")  # type: ignore[operator]
-    source.load("vae", torch.float32).save_pretrained(folder / "vae")  # type: ignore[operator]
-    files = {"model_index": "model_index.json", "scheduler": "scheduler/scheduler_config.json"}
-    for name, file in files.items():
-        (folder / file).parent.mkdir(exist_ok=True)
-        (folder / file).write_text(json.dumps(configs(PRESETS[preset])[name], indent=2))
+    RandomCheckpoint(PRESETS[preset]).save(folder, "fp16")
     save_clip_tokenizers(folder)
     return folder
 

@@ -23,7 +23,7 @@ class Quick:
 
     def __init__(self, work: Work) -> None:
         profile = read_manifest(Path(work.bundle)).profile
-        self._shape = (profile.height, profile.width, 3)
+        self._shape = (profile.batch, profile.height, profile.width, 3)
 
     def draw(self) -> NDArray[np.uint8]:
         time.sleep(self.delay)
@@ -31,9 +31,6 @@ class Quick:
 
     def parts(self) -> dict[str, float]:
         return {"text": self.delay / 8, "steps": self.delay / 2, "vae": self.delay / 4, "host": self.delay / 8}
-
-    def device_bytes(self) -> int | None:
-        return None
 
 
 class Slow(Quick):
@@ -64,3 +61,29 @@ class Crashing(Quick):
             os._exit(3)
         self.left -= 1
         return super().draw()
+
+
+class Prepared(Quick):
+    """Counts how often it was prepared, and takes long for it."""
+
+    @staticmethod
+    def prepare(work: Work) -> None:
+        time.sleep(1)
+        times = Path(work.scratch) / "times"
+        times.write_text(times.read_text() + "." if times.exists() else ".")
+
+
+class Large(Quick):
+    """Holds 200 MB, and did not inherit them."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__(work)
+        self._held = np.ones(200_000_000, np.uint8)
+
+
+class PerStep(Quick):
+    """Takes a delay for each step."""
+
+    def __init__(self, work: Work) -> None:
+        super().__init__(work)
+        self.delay = DELAY * work.steps

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from koala_export.checkpoint import prefix_text_encoder
 from koala_tiny.tokenizer import PADS, save_tokenizers
 
 
@@ -28,19 +29,10 @@ def save_checkpoint(folder: Path, merges: list[str], *, fp16: bool, force_zeros:
         pipeline.to(torch.float16).save_pretrained(folder, variant="fp16")
     else:
         pipeline.save_pretrained(folder)
-    _name_weights_as_published(folder / "text_encoder")
+    prefix_text_encoder(folder / "text_encoder")
     # Written here: transformers 5 saves a tokenizer.json instead, which the real repositories do not have.
     save_tokenizers(folder, merges)
     index = json.loads((folder / "model_index.json").read_text())
     index |= {name: ["transformers", "CLIPTokenizer"] for name in PADS}
     (folder / "model_index.json").write_text(json.dumps(index, indent=2))
     return folder
-
-
-def _name_weights_as_published(folder: Path) -> None:
-    """Put back the prefix that transformers 5 leaves out when it saves a CLIPTextModel, and transformers 4 needs."""
-    from safetensors.torch import load_file, save_file
-
-    (path,) = folder.glob("*.safetensors")
-    weights = load_file(path)
-    save_file({f"text_model.{name.removeprefix('text_model.')}": weights[name] for name in weights}, path, {"format": "pt"})

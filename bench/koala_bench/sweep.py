@@ -1,0 +1,104 @@
+"""How cost grows: the same measurement over several numbers of steps, batches or sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from koala_bench.processes import Report
+from koala_bench.results import SCHEMA_VERSION, Results, write_plots
+from koala_bench.runner import Plan, run
+from koala_bench.tables import as_markdown, title
+from koala_runtime.contract.files import write_atomic, write_json
+from koala_runtime.contract.manifest import TARGETS, engine_folder, read_manifest
+
+MEANINGS = {"steps": "denoising steps", "batch": "pictures per run", "size": "height and width, pixels"}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """``results[i]`` were measured with ``kind`` (a key of MEANINGS) at ``values[i]``."""
+
+    schema_version: int
+    kind: str
+    values: tuple[int, ...]
+    results: tuple[Results, ...]
+
+    @property
+    def meaning(self) -> str:
+        """What the values are, in words."""
+        return MEANINGS[self.kind]
+
+    def medians(self) -> dict[str, list[float | None]]:
+        """Return the median seconds of a run at each value by backend, None where it has none."""
+        found = [{each.name: each.quantile(0.5) for each in results.measured} for results in self.results]
+        names = dict.fromkeys(name for medians in found for name in medians)
+        return {name: [medians.get(name) for medians in found] for name in names}
+
+
+def sweep(
+    kind: str, values: Sequence[int], bundle: Path, source: str, plan: Plan, report: Report = lambda _: None
+) -> Sweep:
+    """Measure at each value; for batches and sizes bundles like ``bundle`` are exported and built for it first.
+
+    Raises InputError for what the caller can mend.
+    """
+    with TemporaryDirectory(prefix="koala-sweep-") as folder:
+        scratch, found = Path(folder), []
+        for value in values:
+            report(f"{MEANINGS[kind]}: {value}")
+            if kind == "steps":
+                found.append(run(bundle, source, replace(plan, steps=value), report, scratch))
+                continue
+            variant = _variant(kind, value, bundle, source, plan.random_weights, scratch, report)
+            found.append(run(variant, source, plan, report, scratch))
+        return Sweep(SCHEMA_VERSION, kind, tuple(values), tuple(found))
+
+
+def save_sweep(swept: Sweep, folder: Path) -> list[Path]:
+    """Write ``sweep-KIND.json``, its table in Markdown and plots, light and dark, to ``folder``."""
+    from koala_bench.plot import plot_sweep
+
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = folder / f"sweep-{swept.kind}"
+    made = [stem.with_suffix(".json"), stem.with_suffix(".md")]
+    write_json(made[0], swept)
+    write_atomic(made[1], sweep_markdown(swept).encode())
+    return made + write_plots(stem, lambda ending, dark: plot_sweep(swept, ending, dark=dark))
+
+
+def sweep_rows(swept: Sweep) -> list[tuple[str, ...]]:
+    """Return the median milliseconds of a run, a row per backend, a column per value."""
+    return [
+        (name, *("-" if seconds is None else f"{1e3 * seconds:,.1f}" for seconds in medians))
+        for name, medians in swept.medians().items()
+    ]
+
+
+def sweep_columns(swept: Sweep) -> tuple[str, ...]:
+    """Return the names of the columns."""
+    return (f"ms by {swept.meaning}", *map(str, swept.values))
+
+
+def sweep_markdown(swept: Sweep) -> str:
+    """Return the table for a page."""
+    return f"{title(swept.results[0])}.\n\n{as_markdown(sweep_columns(swept), sweep_rows(swept))}\n"
+
+
+def _variant(
+    kind: str, value: int, bundle: Path, source: str, random_weights: bool, scratch: Path, report: Report
+) -> Path:
+    """Return a bundle like ``bundle`` but for one value, with engines for the same targets."""
+    from koala_engines.build import build_engines
+    from koala_export.bundle import export_bundle, options_of
+
+    options = replace(options_of(read_manifest(bundle)), random_weights=random_weights, gate=False)
+    wanted = replace(options, batch=value) if kind == "batch" else replace(options, height=value, width=value)
+    path = scratch / f"{kind}-{value}"
+    export_bundle(source, path, wanted, report)
+    for target in TARGETS:
+        if engine_folder(bundle, target).is_dir():
+            build_engines(path, target, report=report)
+    return path

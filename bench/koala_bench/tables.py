@@ -1,0 +1,100 @@
+"""Results as tables: for the screen, and in Markdown for a page. All figures are made into text here, once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+
+from koala_bench.results import Measured, Results
+
+SPEED = ("backend", "speed", "p50, ms", "p90", "p99", "spread", "pictures/s", "GFLOP/s", "of roofline")
+PARTS = ("backend", "text, ms", "steps", "each", "VAE", "host")
+COST = ("backend", "first, s", "memory, MB", "GPU, MB", "install, MB", "PSNR, dB")
+VERSIONS = ("backend", "versions")
+
+Rows = list[tuple[str, ...]]
+
+
+def rows(results: Results) -> dict[tuple[str, ...], Rows]:
+    """Return every table, columns to rows, of which each has one per backend."""
+    return {
+        SPEED: [_speed(results, each) for each in results.measured],
+        PARTS: [_parts(results, each) for each in results.measured],
+        COST: [_cost(each) for each in results.measured],
+        VERSIONS: [
+            (each.name, ", ".join(f"{package} {number}" for package, number in each.versions.items()))
+            for each in results.measured
+        ],
+    }
+
+
+def _speed(results: Results, each: Measured) -> tuple[str, ...]:
+    median, low, high = (each.quantile(share) for share in (0.5, 0.1, 0.9))
+    return (
+        each.name,
+        f"{results.speed(each):.2f}x",
+        *(f"{1e3 * each.quantile(share):,.1f}" for share in (0.5, 0.9, 0.99)),
+        f"{(high - low) / median:.0%}",
+        f"{results.profile.batch / median:.2f}",
+        f"{results.flops / median / 1e9:,.0f}",
+        f"{results.least_seconds / median:.0%}",
+    )
+
+
+def _parts(results: Results, each: Measured) -> tuple[str, ...]:
+    text, steps, vae, host = (each.parts[part] for part in ("text", "steps", "vae", "host"))
+    return each.name, *(f"{1e3 * seconds:,.1f}" for seconds in (text, steps, steps / results.steps, vae, host))
+
+
+def _cost(each: Measured) -> tuple[str, ...]:
+    return (
+        each.name,
+        f"{each.cold_seconds:.2f}",
+        f"{each.host_bytes / 1e6:,.0f}",
+        "-" if each.device_bytes is None else f"{each.device_bytes / 1e6:,.0f}",
+        f"{each.install_bytes / 1e6:,.0f}",
+        "-" if each.psnr is None else f"{each.psnr:.1f}",
+    )
+
+
+def tables(results: Results) -> list[Table]:
+    """Return all for the screen but the versions, which are left to the files."""
+    return [as_table(columns, each) for columns, each in rows(results).items() if columns != VERSIONS]
+
+
+def markdown(results: Results) -> str:
+    """Return all for a page."""
+    text = [f"{title(results)}.", *(as_markdown(columns, each) for columns, each in rows(results).items())]
+    text += [f"Not measured: {name} ({reason})." for name, reason in results.missing.items()]
+    return "\n\n".join(text) + "\n"
+
+
+def title(results: Results) -> str:
+    """Return in one line what was done where."""
+    where = results.machine.gpu or f"{results.machine.processor}, {results.machine.cores} cores"
+    profile = results.profile
+    rounds = len(results.measured[0].warm_seconds) if results.measured else 0
+    return (
+        f"{profile.width} x {profile.height} px, batch {profile.batch}, {results.steps} steps, guidance "
+        f"{results.guidance_scale:g}, {rounds} runs each, {'one after another' if results.alone else 'in turn'}; "
+        f"speed against {results.baseline.name if results.measured else 'nothing'}; {where}"
+    )
+
+
+def as_table(columns: Sequence[str], rows: Rows) -> Table:
+    """Return a table for the screen, figures to the right."""
+    shown = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
+    shown.columns[0].no_wrap = True
+    for column in shown.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        shown.add_row(*row)
+    return shown
+
+
+def as_markdown(columns: Sequence[str], rows: Rows) -> str:
+    """Return a table in Markdown."""
+    lines = [f"| {' | '.join(columns)} |", f"|---{'|---:' * (len(columns) - 1)}|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
