@@ -4,6 +4,11 @@ MODEL  ?= koala-lightning-700m
 OUT    ?= bundles/$(notdir $(MODEL))
 PROMPT ?= a small red circle left of a blue square on a white background
 ARGS   ?=
+# Latency does not depend on weights, so bench-gpu needs no download; WEIGHTS= takes the model's own.
+WEIGHTS ?= --random-weights
+RESULTS ?= bench/results/gpu-$(notdir $(MODEL))
+STEPS   ?= 1,4,10,25
+BENCH   ?=
 # TensorRT is installed where there is an NVIDIA driver to build with.
 EXTRAS ?= export,rtx,bench,dev$(if $(shell command -v nvidia-smi 2>/dev/null),$(comma)tensorrt)
 
@@ -11,7 +16,7 @@ comma := ,
 BIN   := .venv/bin
 READY := .venv/ready
 
-.PHONY: help image engines test test-full test-gpu check clean
+.PHONY: help image engines test test-full test-gpu bench bench-gpu check clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -41,6 +46,21 @@ test-full: $(READY) ## Run the slow tests too: full-size checkpoints, many kills
 
 test-gpu: $(READY) ## Run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu
+
+bench: $(READY) ## Measure koala-tiny and KOALA-700M at 256 px on this processor beside PyTorch (an hour; BENCH=... adds options)
+	$(BIN)/koala export examples/koala-tiny/checkpoint build/bundle --steps 10 --guidance-scale 2
+	$(BIN)/koala engines build/bundle --target cpu
+	$(BIN)/koala bench build/bundle examples/koala-tiny/checkpoint --output bench/results/cpu-koala-tiny $(BENCH)
+	$(BIN)/koala export koala-lightning-700m build/bench-700m --random-weights --no-gate --height 256 --width 256
+	$(BIN)/koala engines build/bench-700m --target cpu
+	$(BIN)/koala bench build/bench-700m koala-lightning-700m --random-weights --alone --rounds 6 --steps 4 \
+		--output bench/results/cpu-koala-700m-256px $(BENCH)
+
+bench-gpu: $(READY) ## Measure a full-size model on this GPU beside PyTorch: make bench-gpu [MODEL=...] [WEIGHTS=] [BENCH=...]
+	$(BIN)/koala export $(MODEL) build/bench-gpu $(WEIGHTS) --no-gate $(ARGS)
+	$(BIN)/koala engines build/bench-gpu
+	$(BIN)/koala bench build/bench-gpu $(MODEL) $(WEIGHTS) --output $(RESULTS) $(BENCH)
+	$(BIN)/koala bench build/bench-gpu $(MODEL) $(WEIGHTS) --output $(RESULTS) --rounds 5 --steps-sweep $(STEPS) $(BENCH)
 
 check: $(READY) ## Lint, types, import rules
 	$(BIN)/ruff check .

@@ -22,7 +22,7 @@ from koala_bench.runner import Plan, least_seconds, picture_flops, run
 from koala_bench.sweep import Sweep, save_sweep, sweep, sweep_columns, sweep_rows
 from koala_bench.tables import COST, PARTS, SPEED, VERSIONS, markdown, rows, tables
 from koala_cli.main import run_app
-from koala_runtime.contract.errors import ArgumentError, BundleError
+from koala_runtime.contract.errors import ArgumentError, BundleError, KoalaError
 from koala_runtime.contract.manifest import read_manifest
 from tests.support.fake_backends import DELAY
 
@@ -63,7 +63,7 @@ def test_a_known_delay_is_what_is_told(results: Results) -> None:
     for each, delay in ((slow, DELAY), (quick, DELAY / 2)):
         assert delay <= each.quantile(0.5) < delay + 0.02
         assert sum(each.parts.values()) == pytest.approx(each.quantile(0.5))
-        assert each.cold_seconds > each.quantile(0.5)
+        assert each.start > each.quantile(0.5)
     assert len(slow.warm_seconds) == 8
     assert results.speed(quick) / results.speed(slow) == pytest.approx(2, rel=0.3)
 
@@ -98,7 +98,7 @@ def test_memory_is_that_of_the_process_alone(results: Results) -> None:
 
 
 def test_preparing_is_not_timed(results: Results) -> None:
-    assert results.of(f"{FAKE}Prepared").cold_seconds < 1
+    assert results.of(f"{FAKE}Prepared").start < 1
     assert results.of(f"{FAKE}Prepared").host_bytes < 120e6
 
 
@@ -125,10 +125,12 @@ def test_interleaving_cancels_a_drift(paths: tuple[Path, str]) -> None:
 
 def test_one_at_a_time(paths: tuple[Path, str]) -> None:
     told: list[str] = []
-    alone = run(*paths, fakes("Quick", "Slow", rounds=2, alone=True), told.append)
+    alone = run(*paths, fakes("Quick", "Slow", rounds=3, alone=True), told.append)
     order = [line.rpartition(":")[2] for line in told if line.startswith("round")]
-    assert order == ["Quick"] * 3 + ["Slow"] * 3
-    assert "one after another" in markdown(alone)
+    assert order == ["Quick"] * 2 + ["Slow"] * 2 + ["Quick"] * 3 + ["Slow"] * 3, "with a warm-up each time"
+    assert [len(each.warm_seconds) for each in alone.measured] == [3, 3]
+    assert [len(each.cold_seconds) for each in alone.measured] == [2, 2]
+    assert "one at a time" in markdown(alone)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="the other Python is a shell script")
@@ -233,6 +235,13 @@ def test_the_command(paths: tuple[Path, str], tmp_path: Path, capsys: pytest.Cap
     ):
         assert run_app([*command, *wrong]) == 2
         assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_nothing_to_measure_is_an_error(paths: tuple[Path, str]) -> None:
+    with pytest.raises(ArgumentError, match="--backend: expected one of diffusers, diffusers-compile, optimum-onnx"):
+        run(*paths, Plan(names=("difusers",)))
+    with pytest.raises(KoalaError, match="the backends: expected one that runs, found koala:tensorrt: no NVIDIA"):
+        run(*paths, Plan(names=("koala:tensorrt",), reference=False))
 
 
 def test_random_weights_need_a_preset(paths: tuple[Path, str]) -> None:

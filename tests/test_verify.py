@@ -15,13 +15,14 @@ import pytest
 from onnx import numpy_helper
 
 import koala_runtime.pipeline
-from koala_bench.page import difference_map
+from koala_bench import likeness
+from koala_bench.page import difference_map, page
 from koala_bench.verify import psnr, verify
 from koala_cli.main import run_app
 from koala_engines.build import build_engines
 from koala_runtime.contract.files import file_entry, write_json
 from koala_runtime.contract.manifest import read_manifest
-from tests.support.checkpoints import SHAPES
+from tests.support.checkpoints import SHAPES, save_clip_tokenizers
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 SHAPE = "koala-700m-like"
@@ -142,3 +143,46 @@ def test_psnr_and_difference_maps() -> None:
     assert psnr(one, other, 255) == pytest.approx(10 * np.log10(255**2 / (80 / 12)))
     assert difference_map(one, other).tolist() == [[127, 0], [0, 0]]
     assert np.isnan(psnr(one.astype(np.float32), np.full((2, 2, 3), np.nan, np.float32), 255))
+
+
+def test_figures_of_networks_that_are_not_there_are_left_out_with_the_reason(
+    bundle: Callable[..., Path], checkpoint: Callable[[str], Path]
+) -> None:
+    findings = verify(bundle(SHAPE), str(checkpoint(SHAPE)))
+    assert "lpips cannot be imported" in findings.left_out["LPIPS"]
+    assert "`hf download openai/clip-vit-base-patch16` brings it" in findings.left_out["CLIP score"]
+    assert {(picture.lpips, picture.clip_scores) for picture in findings.pictures} == {(None, None)}
+    text = page(findings)
+    assert "Without LPIPS: the package" in text
+    scored = replace(findings.pictures[0], lpips=0.25, clip_scores=(30.5, 29.5))
+    text = page(replace(findings, pictures=(scored, *findings.pictures[1:])))
+    assert ", LPIPS 0.2500, CLIP score 30.50 and 29.50:" in text
+
+
+def test_clip_scores_are_a_cosine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a small CLIP of random weights, which a folder holds as the hub's cache would."""
+    import torch
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor, CLIPTokenizer
+
+    save_clip_tokenizers(tmp_path)
+    tokenizer = CLIPTokenizer.from_pretrained(tmp_path / "tokenizer")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": 49408, "bos_token_id": 49406, "eos_token_id": 49407}
+    vision = {**sizes, "image_size": 32, "patch_size": 8}
+    torch.manual_seed(0)
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).eval()
+    model.text_projection.weight.data.neg_()  # so that this picture's cosines are positive
+    edges = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    processor = CLIPProcessor(CLIPImageProcessor(**edges), tokenizer)
+    for each in (model, processor):
+        each.save_pretrained(tmp_path / "clip")
+    monkeypatch.setattr(likeness, "CLIP", str(tmp_path / "clip"))
+    score = likeness.open_clip_score()
+    assert not isinstance(score, str)
+    picture = np.random.default_rng(0).integers(0, 256, (48, 48, 3)).astype(np.uint8)
+    with torch.no_grad():
+        told = processor(text=["a cat"], images=[picture], return_tensors="pt")
+        one, other = model(**told).image_embeds[0], model(**told).text_embeds[0]
+    cosine = float(one @ other / (one.norm() * other.norm()))
+    assert score(picture, "a cat") == pytest.approx(max(0.0, 100 * cosine), abs=1e-4)
+    assert len({score(picture, prompt) for prompt in ("a cat", "a red circle", "a koala in a tree")}) > 1

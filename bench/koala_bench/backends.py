@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from koala_runtime.contract.errors import ArgumentError
 from koala_runtime.contract.manifest import TARGETS, engine_folder
 
 Pixels = NDArray[np.uint8]
@@ -62,7 +63,7 @@ class Backend(Protocol):
 
 
 def find(name: str) -> Any:
-    """Return what makes the backend called ``name`` from a Work."""
+    """Return what makes the backend called ``name`` from a Work. Raises ArgumentError if there is none."""
     kind, _, rest = name.partition(":")
     if kind == "koala":
         from koala_bench.ours import Koala
@@ -74,11 +75,22 @@ def find(name: str) -> Any:
         return lambda work: OnnxRuntime(work, rest)
     if rest:
         return getattr(importlib.import_module(kind), rest)
-    from koala_bench.theirs import Diffusers, OptimumOnnx
+    from koala_bench import theirs
 
-    if name == OPTIMUM:
-        return OptimumOnnx
-    return lambda work: Diffusers(work, compiled=name == "diffusers-compile", reference=name == REFERENCE)
+    known = {
+        "diffusers": theirs.Diffusers,
+        "diffusers-compile": theirs.DiffusersCompiled,
+        OPTIMUM: theirs.OptimumOnnx,
+        REFERENCE: theirs.Reference,
+    }
+    if name not in known:
+        raise ArgumentError(
+            "--backend",
+            expected=f"one of {', '.join(known)}, onnxruntime:PROVIDER, koala:TARGET or module:Class",
+            found=repr(name),
+            mend="pass one of these",
+        )
+    return known[name]
 
 
 def available(bundle: Path, elsewhere: Sequence[str] = ()) -> dict[str, str | None]:

@@ -27,7 +27,7 @@ def plot(results: Results, ending: str, *, dark: bool) -> bytes:
         for part, seconds in results.parts().items():
             axes[0].barh(names, [1e3 * s for s in seconds], left=left, label=part, color=COLOURS[part])
             left = [start + 1e3 * each for start, each in zip(left, seconds, strict=True)]
-        _bars(axes[1], names, [each.cold_seconds for each in results.measured], "{:.1f}")
+        _bars(axes[1], names, [each.start for each in results.measured], "{:.1f}")
         memory = [each.host_bytes if each.device_bytes is None else each.device_bytes for each in results.measured]
         _bars(axes[2], names, [nbytes / 1e6 for nbytes in memory], "{:,.0f}")
         for y, end in enumerate(left):

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from koala_bench.backends import Pixels, Work
+from koala_bench.backends import Pixels, Work, find
 from koala_bench.machine import gpu_bytes_in_use
 
 Report = Callable[[str], None]
@@ -110,21 +110,24 @@ class Processes:
         self._living: dict[str, _Process] = {}
         self.failed: dict[str, str] = {}
         self.pictures: dict[str, Pixels] = {}
-        self.cold: dict[str, float] = {}
+        self.cold: dict[str, list[float]] = {}
         self.warm: dict[str, list[float]] = {}
         self.told: dict[str, dict[str, Any]] = {}
 
     def start(self, name: str) -> None:
-        """Prepare and start a backend and have its first pictures."""
-        self._report(f"{name}: preparing")
-        with self._open(name, "prepare") as process:
-            process.prepare()
-            del self._living[name]
+        """Start a backend and have its first pictures; prepare it if it was not started before."""
+        python = self._pythons.get(name)
+        if name not in self.cold and (python or hasattr(find(name), "prepare")):
+            self._report(f"{name}: preparing")
+            with self._open(name, "prepare") as process:
+                process.prepare()
+                del self._living[name]
         if name in self.failed:
             return
         self._report(f"{name}: starting")
         with self._open(name) as process:
-            self.pictures[name], self.cold[name] = process.first_pictures()
+            self.pictures[name], seconds = process.first_pictures()
+            self.cold.setdefault(name, []).append(seconds)
 
     def draw(self, names: Sequence[str], rounds: int) -> None:
         """Draw with each in turn, ``rounds`` times after one that is a warm-up."""

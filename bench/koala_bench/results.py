@@ -48,7 +48,7 @@ class Measured:
     """
 
     name: str
-    cold_seconds: float
+    cold_seconds: tuple[float, ...]
     warm_seconds: tuple[float, ...]
     parts: dict[str, float]
     host_bytes: int
@@ -56,6 +56,11 @@ class Measured:
     install_bytes: int
     versions: dict[str, str]
     psnr: float | None
+
+    @property
+    def start(self) -> float:
+        """Seconds from the start of the process to its first pictures, the median of all starts."""
+        return float(np.median(self.cold_seconds))
 
     def quantile(self, share: float) -> float:
         """Seconds within which this share of the warm pictures was drawn."""

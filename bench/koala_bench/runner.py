@@ -14,13 +14,13 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from koala_bench.backends import HOST, REFERENCE, Work, available
+from koala_bench.backends import HOST, REFERENCE, Work, available, find
 from koala_bench.machine import describe, roofline
 from koala_bench.processes import Processes, Report
 from koala_bench.results import SCHEMA_VERSION, Measured, Peak, Results
 from koala_bench.verify import psnr
 from koala_runtime.contract.counts import Roofline
-from koala_runtime.contract.errors import ArgumentError
+from koala_runtime.contract.errors import ArgumentError, KoalaError
 from koala_runtime.contract.manifest import Manifest, read_manifest
 
 
@@ -29,7 +29,7 @@ class Plan:
     """How to measure. None: as the bundle has it; ``names`` None: everything that can run here.
 
     With ``reference`` float32 PyTorch draws the pictures once, for the others to be compared with. ``alone`` loads one
-    backend at a time, for where they do not fit side by side; then a drift of the machine does not cancel.
+    backend at a time, for where they do not fit side by side.
     ``pythons`` are interpreters, by backend, other than this one. ``random_weights``: the source is a preset's shape.
     """
 
@@ -70,6 +70,9 @@ def run(bundle: Path, source: str, plan: Plan, report: Report = lambda _: None, 
     )
     problems = available(bundle, [*plan.pythons])
     chosen = [*problems] if plan.names is None else [*plan.names]
+    for name in chosen:
+        if ":" not in name:
+            find(name)  # an unknown name is told now
     missing = {name: reason for name in chosen if (reason := problems.get(name))}
     present = [name for name in chosen if name not in missing]
     report("measuring what the machine can do")
@@ -79,18 +82,24 @@ def run(bundle: Path, source: str, plan: Plan, report: Report = lambda _: None, 
         if plan.reference:
             backends.start(REFERENCE)
             backends.stop()
-        for names in [[name] for name in present] if plan.alone else [present]:
+        # One at a time, each comes twice, for half of the rounds: so what drifts evenly cancels here, too.
+        visits = [([name], half) for half in (plan.rounds // 2, -(-plan.rounds // 2)) for name in present]
+        for names, rounds in visits if plan.alone else [(present, plan.rounds)]:
             for name in names:
                 backends.start(name)
-            backends.draw(names, plan.rounds)
+            backends.draw(names, rounds)
             backends.finish(names)
     finally:
         backends.stop()
+    missing |= backends.failed
+    if not backends.told:
+        told = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
+        raise KoalaError("the backends", expected="one that runs", found=told, mend="choose others with --backend")
     wanted = backends.pictures.get(REFERENCE)
     measured = [
         Measured(
             name=name,
-            cold_seconds=backends.cold[name],
+            cold_seconds=tuple(backends.cold[name]),
             warm_seconds=tuple(backends.warm[name]),
             parts=_scaled(told["parts"], float(np.median(backends.warm[name]))),
             host_bytes=told["host_bytes"],
@@ -115,7 +124,7 @@ def run(bundle: Path, source: str, plan: Plan, report: Report = lambda _: None, 
         alone=plan.alone,
         profile=manifest.profile,
         measured=tuple(measured),
-        missing={**missing, **backends.failed},
+        missing=missing,
     )
 
 

@@ -51,7 +51,7 @@ def _parts(results: Results, each: Measured) -> tuple[str, ...]:
 def _cost(each: Measured) -> tuple[str, ...]:
     return (
         each.name,
-        f"{each.cold_seconds:.2f}",
+        f"{each.start:.2f}",
         f"{each.host_bytes / 1e6:,.0f}",
         "-" if each.device_bytes is None else f"{each.device_bytes / 1e6:,.0f}",
         f"{each.install_bytes / 1e6:,.0f}",
@@ -74,12 +74,11 @@ def markdown(results: Results) -> str:
 def title(results: Results) -> str:
     """Return in one line what was done where."""
     where = results.machine.gpu or f"{results.machine.processor}, {results.machine.cores} cores"
-    profile = results.profile
-    rounds = len(results.measured[0].warm_seconds) if results.measured else 0
+    profile, rounds = results.profile, len(results.baseline.warm_seconds)
+    order = "one at a time" if results.alone else "in turn"
     return (
         f"{profile.width} x {profile.height} px, batch {profile.batch}, {results.steps} steps, guidance "
-        f"{results.guidance_scale:g}, {rounds} runs each, {'one after another' if results.alone else 'in turn'}; "
-        f"speed against {results.baseline.name if results.measured else 'nothing'}; {where}"
+        f"{results.guidance_scale:g}, {rounds} runs each, {order}; speed against {results.baseline.name}; {where}"
     )
 
 

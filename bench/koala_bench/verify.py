@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
+from koala_bench.likeness import Pixels, open_clip_score, open_lpips
 from koala_bench.reference import open_diffusers
 from koala_export.checkpoint import FolderCheckpoint
 from koala_export.gate import Agreement, Array, accepted, compare, gate_inputs, run_onnx, run_torch
@@ -38,7 +38,6 @@ LEAST_PSNR = {"fp32": 40.0, "fp16": 25.0}
 """Decibels of a picture against the reference; see docs/verify.md."""
 
 LARGEST_PIXEL = 2 / 255  # of an fp32 bundle's picture, of any pixel
-Pixels = NDArray[np.uint8]
 Report = Callable[[str], None]
 
 
@@ -61,19 +60,27 @@ class Output:
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture: ``largest`` difference of any pixel (0 to 1), PSNR in decibels, SSIM (Wang et al. 2004)."""
+    """One picture: ``largest`` difference of any pixel (0 to 1), PSNR in decibels, SSIM (Wang et al. 2004).
+
+    ``lpips`` and the ``clip_scores`` of the reference and ours are None where they cannot be had.
+    """
 
     prompt: str
     seed: int
     largest: float
     psnr: float
     ssim: float
+    lpips: float | None
+    clip_scores: tuple[float, float] | None
     passed: bool
 
 
 @dataclass(frozen=True)
 class Findings:
-    """Everything that ``verify`` found; ``pairs`` are the reference and ours for each of ``pictures``."""
+    """Everything that ``verify`` found; ``pairs`` are the reference and ours for each of ``pictures``.
+
+    ``left_out`` says by figure why it is not there.
+    """
 
     bundle: str
     checkpoint: str
@@ -82,6 +89,7 @@ class Findings:
     outputs: tuple[Output, ...]
     pictures: tuple[Picture, ...]
     pairs: tuple[tuple[Pixels, Pixels], ...]
+    left_out: dict[str, str]
 
     @property
     def passed(self) -> bool:
@@ -121,14 +129,25 @@ def verify(
         report("pictures: PyTorch")
         wanted = _reference_pictures(checkpoint, manifest, seeds)
         report(f"pictures: {pipe.target}")
-        pictures, pairs = [], []
-        for (prompt, seed), reference in wanted.items():
-            ours = np.asarray(pipe(prompt, seed=seed).images[0])
-            pictures.append(_picture(prompt, seed, reference, ours, manifest.profile.precision))
-            pairs.append((reference, ours))
-        return Findings(
-            str(bundle), source, pipe.target, manifest.profile, tuple(outputs), tuple(pictures), tuple(pairs)
-        )
+        ours = [np.asarray(pipe(prompt, seed=seed).images[0]) for prompt, seed in wanted]
+        target = pipe.target
+    pairs = tuple(zip(wanted.values(), ours, strict=True))
+    lpips, clip_score = open_lpips(), open_clip_score()
+    pictures = []
+    for (prompt, seed), (reference, picture) in zip(wanted, pairs, strict=True):
+        distance = None if isinstance(lpips, str) else lpips(reference, picture)
+        scores = None if isinstance(clip_score, str) else (clip_score(reference, prompt), clip_score(picture, prompt))
+        pictures.append(_picture(prompt, seed, reference, picture, distance, scores, manifest.profile.precision))
+    return Findings(
+        bundle=str(bundle),
+        checkpoint=source,
+        target=target,
+        profile=manifest.profile,
+        outputs=tuple(outputs),
+        pictures=tuple(pictures),
+        pairs=pairs,
+        left_out={name: why for name, why in (("LPIPS", lpips), ("CLIP score", clip_score)) if isinstance(why, str)},
+    )
 
 
 def _component(
@@ -209,14 +228,23 @@ def psnr(reference: Array, result: Array, peak: float) -> float:
     return 10 * math.log10(peak**2 / error) if error > peak**2 * 1e-15 else (150.0 if error >= 0 else math.nan)
 
 
-def _picture(prompt: str, seed: int, reference: Pixels, ours: Pixels, precision: str) -> Picture:
+def _picture(
+    prompt: str,
+    seed: int,
+    reference: Pixels,
+    ours: Pixels,
+    lpips: float | None,
+    clip_scores: tuple[float, float] | None,
+    precision: str,
+) -> Picture:
     from skimage.metrics import structural_similarity
 
     largest = float(np.abs(reference.astype(int) - ours.astype(int)).max()) / 255
     decibels = psnr(reference, ours, 255.0)
     similar = float(structural_similarity(reference, ours, channel_axis=-1))
     within = precision == "fp16" or largest <= LARGEST_PIXEL
-    return Picture(prompt, seed, largest, decibels, similar, within and decibels >= LEAST_PSNR[precision])
+    passed = within and decibels >= LEAST_PSNR[precision]
+    return Picture(prompt, seed, largest, decibels, similar, lpips, clip_scores, passed)
 
 
 def _reference_pictures(checkpoint: FolderCheckpoint, manifest: Manifest, seeds: int) -> dict[tuple[str, int], Pixels]:

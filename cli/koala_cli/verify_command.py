@@ -65,11 +65,19 @@ def _print(findings: Findings) -> None:
         lost = f", {each.not_finite} not finite" if each.not_finite else ""
         table.add_row(each.component, each.tensor, each.runner, *figures, _word(each.passed) + lost)
     stdout.print(table)
-    table = Table("picture", "seed", "of 255", "dB", "SSIM", "", box=SIMPLE_HEAD)
+    table = Table("picture", "seed", "of 255", "dB", "SSIM", "LPIPS", "CLIP", "", box=SIMPLE_HEAD)
     for picture in findings.pictures:
-        told = (f"{picture.largest * 255:.0f}", f"{picture.psnr:.1f}", f"{picture.ssim:.4f}")
+        told = (
+            f"{picture.largest * 255:.0f}",
+            f"{picture.psnr:.1f}",
+            f"{picture.ssim:.4f}",
+            "-" if picture.lpips is None else f"{picture.lpips:.4f}",
+            "-" if picture.clip_scores is None else "{:.2f}, {:.2f}".format(*picture.clip_scores),
+        )
         table.add_row(plain(picture.prompt), str(picture.seed), *told, _word(picture.passed))
     stdout.print(table)
+    for name, why in findings.left_out.items():
+        stdout.print(f"without {name}: {why}", markup=False, soft_wrap=True)
 
 
 def _word(passed: bool) -> str:

@@ -1,0 +1,60 @@
+"""How alike pictures look to networks, where their packages and weights are on this machine; nothing is downloaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Pixels = NDArray[np.uint8]
+
+CLIP = "openai/clip-vit-base-patch16"
+"""The model of CLIPScore in torchmetrics' defaults."""
+_ALEXNET = "alexnet-owt-7be5be79.pth"  # torchvision's file of the backbone that lpips takes by default
+
+
+def open_lpips() -> Callable[[Pixels, Pixels], float] | str:
+    """Return LPIPS (Zhang et al., arXiv 1801.03924; AlexNet, 0 for equal pictures), or why it cannot be had."""
+    try:
+        import lpips
+        import torch
+    except (ImportError, RuntimeError) as error:
+        return f"the package lpips cannot be imported ({str(error).splitlines()[0]})"
+    weights = Path(torch.hub.get_dir()) / "checkpoints" / _ALEXNET
+    if not weights.is_file():
+        return f"its backbone's weights are not at {weights}"
+    network: Any = lpips.LPIPS(net="alex", verbose=False).eval()
+
+    @torch.no_grad()
+    def distance(reference: Pixels, ours: Pixels) -> float:
+        pair = torch.from_numpy(np.stack([reference, ours])).permute(0, 3, 1, 2) / 127.5 - 1
+        return float(network(pair[:1], pair[1:]))
+
+    return distance
+
+
+def open_clip_score() -> Callable[[Pixels, str], float] | str:
+    """Return CLIPScore (Hessel et al., arXiv 2104.08718, without its factor of 2.5), or why it cannot be had.
+
+    100 times the cosine between a picture and its prompt, at least 0.
+    """
+    import torch
+    from transformers import CLIPModel, CLIPProcessor
+
+    try:
+        model: Any = CLIPModel.from_pretrained(CLIP, local_files_only=True).eval()
+        processor: Any = CLIPProcessor.from_pretrained(CLIP, local_files_only=True)
+    except (OSError, ValueError):
+        return f"{CLIP} is not in the hub's cache; `hf download {CLIP}` brings it"
+
+    @torch.no_grad()
+    def score(picture: Pixels, prompt: str) -> float:
+        told = processor(text=[prompt], images=[picture], return_tensors="pt", padding=True, truncation=True)
+        outputs = model(**told)
+        cosine = torch.nn.functional.cosine_similarity(outputs.image_embeds, outputs.text_embeds)
+        return max(0.0, 100 * float(cosine))
+
+    return score
