@@ -31,7 +31,12 @@ PROMPTS = [
 ]
 
 
-@pytest.fixture(scope="module", params=list(SHAPES))
+QUICK = ("koala-700m-like", "other-widths")
+
+
+@pytest.fixture(
+    scope="module", params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in SHAPES]
+)
 def shape(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 

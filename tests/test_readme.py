@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from koala_bench.results import load
 from koala_cli.main import run_app
 from koala_export.presets import PRESETS
 
@@ -78,6 +79,23 @@ def test_the_python_example(workspace: tuple[Path, dict[str, str]]) -> None:
     (example,) = blocks("python")
     subprocess.run([sys.executable, "-c", example], cwd=folder, env=environment, check=True)
     assert (folder / "koala.png").stat().st_size > 10_000
+
+
+@pytest.mark.full
+@pytest.mark.skipif(not (ROOT / ".venv" / "ready").exists(), reason="the environment is not make's; CI's is")
+def test_bench_gpu_works_to_the_last_file(workspace: tuple[Path, dict[str, str]]) -> None:
+    """A dry run: the simulated GPU in the place of one, and koala-tiny in the place of a large model."""
+    folder, environment = workspace
+    options = ["MODEL=examples/koala-tiny/checkpoint", "WEIGHTS=", "RESULTS=measured-gpu", "STEPS=1,2"]
+    options += ["BENCH=--backend koala:simulated --backend onnxruntime:cpu --rounds 2"]
+    subprocess.run(["make", "bench-gpu", *options], cwd=folder, env=environment, check=True)
+    made = {path.name for path in (folder / "measured-gpu").iterdir()}
+    endings = (".json", ".md", ".png", ".svg", "-dark.png", "-dark.svg")
+    assert made == {stem + ending for stem in ("results", "sweep-steps") for ending in endings}
+    results = load(folder / "measured-gpu" / "results.json")
+    assert {each.name for each in results.measured} == {"koala:simulated", "onnxruntime:cpu"}
+    assert results.missing == {}
+    assert all((each.psnr or 0) > 40 for each in results.measured)
 
 
 @pytest.mark.full

@@ -136,6 +136,7 @@ def test_another_option_is_named(own: tuple[Path, Path], option: tuple[str, ...]
     assert contents(bundle) == before
 
 
+@pytest.mark.full
 def test_other_weights_give_another_bundle(own: tuple[Path, Path]) -> None:
     source, bundle = own
     koala("engines", str(bundle), "--target", "cpu")

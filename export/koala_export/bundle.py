@@ -178,6 +178,13 @@ def _write(staging: Staging, checkpoint: Checkpoint, manifest: Manifest, gate: b
     files: dict[str, FileEntry] = {}
     entries: list[ComponentEntry] = []
     traced: dict[str, Counts] = {}
+    paths = []  # first, because they are quick to be wrong
+    for name in TOKENIZERS:
+        path = staging.folder / name / "tokenizer.json"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(checkpoint.tokenizer(name))
+        paths.append(path)
+    files |= staging.finish("tokenizers", paths).files
     (staging.folder / "onnx").mkdir(exist_ok=True)
     for component in components(manifest.spec, manifest.profile):
         done = staging.finished(component.name)
@@ -191,13 +198,6 @@ def _write(staging: Staging, checkpoint: Checkpoint, manifest: Manifest, gate: b
         traced[component.name] = from_json(Counts, json.loads(done.facts["before"]))
         entries += [from_json(ComponentEntry, part) for part in json.loads(done.facts["parts"])]
         files |= done.files
-    paths = []
-    for name in TOKENIZERS:
-        path = staging.folder / name / "tokenizer.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_bytes(checkpoint.tokenizer(name))
-        paths.append(path)
-    files |= staging.finish("tokenizers", paths).files
     write_json(staging.folder / MANIFEST, replace(manifest, traced=traced, components=tuple(entries), files=files))
 
 
