@@ -15,6 +15,7 @@ EXTRAS ?= export,rtx,bench,dev$(if $(shell command -v nvidia-smi 2>/dev/null),$(
 comma := ,
 BIN   := .venv/bin
 READY := .venv/ready
+OPTIMUM := build/optimum/ready
 
 .PHONY: help image engines test test-full test-gpu bench bench-gpu check clean
 .DEFAULT_GOAL := help
@@ -47,14 +48,22 @@ test-full: $(READY) ## Run the slow tests too: full-size checkpoints, many kills
 test-gpu: $(READY) ## Run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu
 
-bench: $(READY) ## Measure koala-tiny and KOALA-700M at 256 px on this processor beside PyTorch (an hour; BENCH=... adds options)
+# optimum-onnx asks for an older transformers; torch and ONNX Runtime are the same, so that the comparison is fair.
+$(OPTIMUM): constraints.txt
+	$(PYTHON) -m venv build/optimum
+	build/optimum/bin/pip install --quiet . 'optimum-onnx[onnxruntime]==0.1.0' 'diffusers<0.37' accelerate \
+		$(shell grep -E '^(torch|onnxruntime)==' constraints.txt)
+	@touch $@
+
+bench: $(READY) $(OPTIMUM) ## Measure koala-tiny and KOALA-700M at 256 px on this processor beside PyTorch (BENCH=... adds options)
 	$(BIN)/koala export examples/koala-tiny/checkpoint build/bundle --steps 10 --guidance-scale 2
 	$(BIN)/koala engines build/bundle --target cpu
-	$(BIN)/koala bench build/bundle examples/koala-tiny/checkpoint --output bench/results/cpu-koala-tiny $(BENCH)
+	$(BIN)/koala bench build/bundle examples/koala-tiny/checkpoint --output bench/results/cpu-koala-tiny \
+		--python optimum-onnx=build/optimum/bin/python $(BENCH)
 	$(BIN)/koala export koala-lightning-700m build/bench-700m --random-weights --no-gate --height 256 --width 256
 	$(BIN)/koala engines build/bench-700m --target cpu
 	$(BIN)/koala bench build/bench-700m koala-lightning-700m --random-weights --alone --rounds 6 --steps 4 \
-		--output bench/results/cpu-koala-700m-256px $(BENCH)
+		--output bench/results/cpu-koala-700m-256px --python optimum-onnx=build/optimum/bin/python $(BENCH)
 
 bench-gpu: $(READY) ## Measure a full-size model on this GPU beside PyTorch: make bench-gpu [MODEL=...] [WEIGHTS=] [BENCH=...]
 	$(BIN)/koala export $(MODEL) build/bench-gpu $(WEIGHTS) --no-gate $(ARGS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -32,8 +33,10 @@ class _Process:
         command = [python, "-m", "koala_bench.worker", name, json.dumps(asdict(work)), *words]
         self._started = time.perf_counter()
         pipe = subprocess.PIPE
+        # Installed packages come compiled; where Python is told to keep no bytecode, ours would start at a disadvantage.
+        environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
         self._process = subprocess.Popen(
-            command, stdin=pipe, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace"
+            command, stdin=pipe, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace", env=environment
         )
         # Read on the side, or a library that says much would wait for a reader; the end of it explains a crash.
         self._said: deque[str] = deque(maxlen=20)

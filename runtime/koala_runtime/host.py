@@ -103,6 +103,8 @@ class OrtPlan:
     def __init__(self, path: Path, providers: Sequence[Any] = ("CPUExecutionProvider",), memory: str = "cpu") -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        # A session's threads spin in wait of more work, also when the next session wants the cores: off between runs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         self._memory = memory
         try:
             self._session: Any = ort.InferenceSession(str(path), options, providers=[*providers])
