@@ -33,7 +33,7 @@ class _Process:
         command = [python, "-m", "koala_bench.worker", name, json.dumps(asdict(work)), *words]
         self._started = time.perf_counter()
         pipe = subprocess.PIPE
-        # Installed packages come compiled; told to keep no bytecode, Python would make ours, in a checkout, start later.
+        # Installed packages come compiled; told to keep no bytecode, Python would start ours, in a checkout, later.
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
         self._process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace", env=environment
