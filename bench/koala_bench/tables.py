@@ -95,5 +95,6 @@ def as_table(columns: Sequence[str], rows: Rows) -> Table:
 
 def as_markdown(columns: Sequence[str], rows: Rows) -> str:
     """Return a table in Markdown."""
-    lines = [f"| {' | '.join(columns)} |", f"|---{'|---:' * (len(columns) - 1)}|"]
+    aligned = "|---" if columns == VERSIONS else "|---:"
+    lines = [f"| {' | '.join(columns)} |", f"|---{aligned * (len(columns) - 1)}|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
