@@ -134,7 +134,7 @@ class OptimumOnnx(_Pipeline):
     It asks for older transformers than we do, so it usually has a Python of its own; nothing here needs ours.
     """
 
-    packages: tuple[str, ...] = ("optimum-onnx", "onnxruntime", "diffusers", "accelerate")
+    packages: tuple[str, ...] = ("optimum-onnx", "onnxruntime", "diffusers", "transformers", "torch", "accelerate")
 
     @staticmethod
     def prepare(work: Work) -> None:

@@ -2,8 +2,10 @@
 
 - ``pipeline``: the call itself, spelled as in diffusers
 - ``prompts``, ``noise``, ``schedule``: what the host prepares for a picture
-- ``loop``: the picture as stages in order; ``stages``: what a stage and an executor are
-- ``cpu``: the executor on ONNX Runtime
+- ``loop``: the picture as calls in order, and where its tensors lie; ``executor``: runs it on a device
+- ``stages``: what a device and a plan are; ``device`` and ``tensorrt``: a GPU's, ``host``: the processor's,
+  ``simulated``: those of a GPU that is not there
+- ``memory``: what a picture takes of a GPU, told before anything is loaded
 - ``bundle``: choosing and checking the engines of a bundle
 - ``contract``: what is shared with the exporter and the engine builders (standard library only)
 
