@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from koala_bench.backends import HOST, REFERENCE, Work, available, find
+from koala_bench.backends import REFERENCE, Work, available, find
 from koala_bench.machine import describe, roofline
 from koala_bench.processes import Processes, Report
 from koala_bench.results import SCHEMA_VERSION, Measured, Peak, Results
@@ -149,11 +149,9 @@ def least_seconds(manifest: Manifest, steps: int, peak: Peak) -> float:
 
 
 def _scaled(parts: dict[str, float], median: float) -> dict[str, float]:
-    """Scale parts, which were timed with waits between them, to the median run; the host's share takes the rest."""
-    known = {name: seconds for name, seconds in parts.items() if name != HOST}
-    factor = min(1.0, median / (sum(known.values()) or 1.0))
-    scaled = {name: seconds * factor for name, seconds in known.items()}
-    return {**scaled, HOST: max(0.0, median - sum(scaled.values()))}  # rounding may leave less than nothing
+    """Scale the parts of one run, whatever that took, to the median run."""
+    whole = sum(parts.values())
+    return {name: seconds * median / whole for name, seconds in parts.items()}
 
 
 def _random_checkpoint(preset: str, precision: str, scratch: Path, report: Report) -> Path:
