@@ -201,6 +201,7 @@ def test_a_sweep_over_steps(paths: tuple[Path, str], tmp_path: Path) -> None:
         f"sweep-steps{ending}" for ending in (".json", ".md", ".png", ".svg", "-dark.png", "-dark.svg")
     }
     text = (tmp_path / "sweep-steps.md").read_text()
+    assert text.startswith("96 x 64 px, batch 1, guidance"), "steps are what varies"
     for row in (sweep_columns(swept), *sweep_rows(swept)):
         assert f"| {' | '.join(row)} |" in text
 

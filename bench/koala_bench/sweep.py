@@ -84,7 +84,7 @@ def sweep_columns(swept: Sweep) -> tuple[str, ...]:
 
 def sweep_markdown(swept: Sweep) -> str:
     """Return the table for a page."""
-    return f"{title(swept.results[0])}.\n\n{as_markdown(sweep_columns(swept), sweep_rows(swept))}\n"
+    return f"{title(swept.results[0], swept.kind)}.\n\n{as_markdown(sweep_columns(swept), sweep_rows(swept))}\n"
 
 
 def _variant(

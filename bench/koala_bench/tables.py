@@ -71,15 +71,19 @@ def markdown(results: Results) -> str:
     return "\n\n".join(text) + "\n"
 
 
-def title(results: Results) -> str:
-    """Return in one line what was done where."""
-    where = results.machine.gpu or f"{results.machine.processor}, {results.machine.cores} cores"
+def title(results: Results, swept: str | None = None) -> str:
+    """Return in one line what was done where; ``swept`` (size, batch or steps) is left out, as it varies."""
     profile, rounds = results.profile, len(results.baseline.warm_seconds)
-    order = "one at a time" if results.alone else "in turn"
-    return (
-        f"{profile.width} x {profile.height} px, batch {profile.batch}, {results.steps} steps, guidance "
-        f"{results.guidance_scale:g}, {rounds} runs each, {order}; speed against {results.baseline.name}; {where}"
-    )
+    told = {
+        "size": f"{profile.width} x {profile.height} px",
+        "batch": f"batch {profile.batch}",
+        "steps": f"{results.steps} steps",
+        "guidance": f"guidance {results.guidance_scale:g}",
+        "runs": f"{rounds} runs each, {'one at a time' if results.alone else 'in turn'}",
+    }
+    where = results.machine.gpu or f"{results.machine.processor}, {results.machine.cores} cores"
+    what = ", ".join(text for name, text in told.items() if name != swept)
+    return f"{what}; speed against {results.baseline.name}; {where}"
 
 
 def as_table(columns: Sequence[str], rows: Rows) -> Table:

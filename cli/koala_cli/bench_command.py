@@ -94,7 +94,7 @@ def bench(
             made += save(results, output)
         for kind, values in wanted.items():
             found = sweep(kind, values, bundle, source, plan, report)
-            lines.append(title(found.results[0]))
+            lines.append(title(found.results[0], kind))
             shown.append(as_table(sweep_columns(found), sweep_rows(found)))
             for results in found.results:
                 missing |= results.missing
