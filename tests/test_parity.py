@@ -31,12 +31,12 @@ PROMPTS = [
 ]
 
 
-QUICK = ("koala-700m-like", "other-widths")
+def quick(*names: str) -> list[Any]:
+    """All shapes, the others than these for the full tests: an export of each takes half a minute."""
+    return [name if name in names else pytest.param(name, marks=pytest.mark.full) for name in SHAPES]
 
 
-@pytest.fixture(
-    scope="module", params=[name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in SHAPES]
-)
+@pytest.fixture(scope="module", params=quick("koala-700m-like", "other-widths"))
 def shape(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -120,6 +120,7 @@ def test_given_latents(reference: Any, ours: Pipeline) -> None:
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("shape", quick("koala-700m-like"), indirect=True)
 def test_every_spacing_on_a_batch_of_two(shape: str, reference: Any, bundle: Callable[..., Path], spacing: str) -> None:
     """One batch-2 bundle per shape; the spacing is a table of the manifest and needs no other graph."""
     from dataclasses import replace
