@@ -68,7 +68,7 @@ class Prepared(Quick):
 
     @staticmethod
     def prepare(work: Work) -> None:
-        time.sleep(1)
+        time.sleep(3)
         times = Path(work.scratch) / "times"
         times.write_text(times.read_text() + "." if times.exists() else ".")
 
