@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-Pixels = NDArray[np.uint8]
+from koala_bench.backends import Pixels
 
 CLIP = "openai/clip-vit-base-patch16"
 """The model of CLIPScore in torchmetrics' defaults."""

@@ -9,7 +9,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from koala_bench.likeness import Pixels
+from koala_bench.backends import Pixels
 from koala_bench.verify import Findings
 
 MOST = 16  # a difference of so many levels, or more, is white in a difference map

@@ -19,9 +19,10 @@ from koala_bench.machine import describe, roofline
 from koala_bench.processes import Processes, Report
 from koala_bench.results import SCHEMA_VERSION, Measured, Peak, Results
 from koala_bench.verify import psnr
-from koala_runtime.contract.counts import Roofline
+from koala_runtime.contract.counts import Counts, Roofline
 from koala_runtime.contract.errors import ArgumentError, KoalaError
 from koala_runtime.contract.manifest import Manifest, read_manifest
+from koala_runtime.loop import DENOISER
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def run(bundle: Path, source: str, plan: Plan, report: Report = lambda _: None, 
 
 def picture_flops(manifest: Manifest, steps: int) -> int:
     """Operations of one run as it was traced, before any pass: the same work for every backend."""
-    return sum(counts.flops * (steps if name == "denoiser" else 1) for name, counts in manifest.traced.items())
+    return sum(times * counts.flops for counts, times in _traced_runs(manifest, steps))
 
 
 def least_seconds(manifest: Manifest, steps: int, peak: Peak) -> float:
@@ -142,10 +143,12 @@ def least_seconds(manifest: Manifest, steps: int, peak: Peak) -> float:
     # Bytes are counted in the bundle's precision; on a processor all compute in float32.
     widened = 2 if manifest.profile.precision == "fp16" and peak.dtype == "float32" else 1
     machine = Roofline("this machine", peak.flops_per_second, peak.bytes_per_second / widened)
-    return sum(
-        counts.roofline_seconds(machine) * (steps if name == "denoiser" else 1)
-        for name, counts in manifest.traced.items()
-    )
+    return sum(times * counts.roofline_seconds(machine) for counts, times in _traced_runs(manifest, steps))
+
+
+def _traced_runs(manifest: Manifest, steps: int) -> list[tuple[Counts, int]]:
+    """Return the counts of each component as it was traced, and how often a picture runs it."""
+    return [(counts, steps if name == DENOISER else 1) for name, counts in manifest.traced.items()]
 
 
 def _scaled(parts: dict[str, float], median: float) -> dict[str, float]:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from koala_bench.likeness import Pixels, open_clip_score, open_lpips
+from koala_bench.backends import Pixels
+from koala_bench.likeness import open_clip_score, open_lpips
 from koala_bench.reference import open_diffusers
 from koala_export.checkpoint import FolderCheckpoint
 from koala_export.gate import Agreement, Array, accepted, compare, gate_inputs, run_onnx, run_torch
