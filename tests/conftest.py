@@ -10,7 +10,7 @@ import pytest
 from filelock import FileLock
 
 from koala_engines.build import build_engines
-from koala_export.bundle import Options, export_bundle
+from koala_export.bundle import ExportOptions, export_bundle
 from tests.support.checkpoints import SHAPES, save_checkpoint
 
 
@@ -44,7 +44,7 @@ def bundle(shared: Path, checkpoint: Callable[[str], Path]) -> Callable[..., Pat
         told = "-".join(str(value) for pair in sorted(options.items()) for value in pair)
         path = shared / "-".join(filter(None, ("bundle", name, told)))
         with FileLock(f"{path}.lock"):
-            export_bundle(str(checkpoint(name)), path, Options(**(defaults | options)))  # type: ignore[arg-type]
+            export_bundle(str(checkpoint(name)), path, ExportOptions(**(defaults | options)))  # type: ignore[arg-type]
             build_engines(path, "cpu")
         return path
 

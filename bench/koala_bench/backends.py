@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from koala_runtime.contract.errors import ArgumentError
-from koala_runtime.contract.manifest import TARGETS, engine_folder
+from koala_bundle.errors import ArgumentError
+from koala_bundle.manifest import TARGETS, engine_folder
 
 Pixels = NDArray[np.uint8]
 TEXT, STEPS, VAE, HOST = PARTS = ("text", "steps", "vae", "host")
@@ -88,7 +88,7 @@ def find(name: str) -> Any:
             "--backend",
             expected=f"one of {', '.join(known)}, onnxruntime:PROVIDER, koala:TARGET or module:Class",
             found=repr(name),
-            mend="pass one of these",
+            fix="pass one of these",
         )
     return known[name]
 
@@ -111,7 +111,7 @@ def available(bundle: Path, elsewhere: Sequence[str] = ()) -> dict[str, str | No
 
 
 def _obstacle(bundle: Path, target: str) -> str | None:
-    from koala_runtime.bundle import obstacle
+    from koala_runtime.selection import obstacle
 
     if problem := obstacle(target):
         return problem

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from koala_bench.backends import HOST, PROVIDERS, STEPS, TEXT, VAE, Pixels, Work
-from koala_runtime.device import CudaDevice
-from koala_runtime.stages import Graph, Stage
+from koala_runtime.devices.cuda import CudaDevice
+from koala_runtime.devices.base import Graph, Enqueue
 
 
 class Koala:
@@ -59,14 +59,14 @@ class OnnxRuntime(Koala):
 
     def __init__(self, work: Work, provider: str) -> None:
         from koala_runtime.executor import Executor
-        from koala_runtime.host import HostDevice, OrtPlan
+        from koala_runtime.devices.cpu import CpuDevice, OrtEngine
 
         super().__init__(work, "cpu", low_memory=True)  # so that it loads no plans, which are not its own
         self._pipe._executor.close()
         manifest, bundle = self._pipe.manifest, Path(work.bundle)
         half = "float32" if manifest.profile.precision == "fp32" else "float16"
         files = {entry.name: bundle / entry.files[0] for entry in manifest.components}
-        device: HostDevice | CudaDevice = HostDevice()
+        device: CpuDevice | CudaDevice = CpuDevice()
         providers: list[Any] = [PROVIDERS["cpu"]]
         if provider != "cpu":
             self.packages = ("onnxruntime-gpu", "tokenizers")
@@ -76,8 +76,8 @@ class OnnxRuntime(Koala):
             providers = [*((PROVIDERS[name], stream) for name in chain), *providers]
         memory = "cpu" if provider == "cpu" else "cuda"
 
-        def load(name: str) -> OrtPlan:
-            return OrtPlan(files[name], providers, memory)
+        def load(name: str) -> OrtEngine:
+            return OrtEngine(files[name], providers, memory)
 
         self._pipe._executor = Executor(device, load, [*files], half)
 
@@ -85,7 +85,7 @@ class OnnxRuntime(Koala):
 class _Uncaptured(CudaDevice):
     """A GPU on which a graph is the list of its stages."""
 
-    def capture(self, stages: Sequence[Stage]) -> Graph:
+    def capture(self, stages: Sequence[Enqueue]) -> Graph:
         """Return the stages."""
         return tuple(stages)
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from koala_bench.backends import Pixels, Work, find
-from koala_bench.machine import gpu_bytes_in_use
+from koala_bench.hardware import gpu_bytes_in_use
 
 Report = Callable[[str], None]
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 
 from koala_bench.backends import PARTS
-from koala_runtime.contract.codec import from_json
-from koala_runtime.contract.errors import BundleError
-from koala_runtime.contract.files import write_atomic, write_json
-from koala_runtime.contract.spec import Profile
+from koala_bundle.codec import from_json
+from koala_bundle.errors import BundleError
+from koala_bundle.files import write_atomic, write_json
+from koala_bundle.spec import Profile
 
 SCHEMA_VERSION = 2
 
@@ -137,7 +137,7 @@ def load(path: Path) -> Results:
         return from_json(Results, json.loads(path.read_bytes()))
     except (OSError, ValueError) as error:
         raise BundleError(
-            str(path), expected="results of `koala bench`", found=str(error), mend="measure again with `koala bench`"
+            str(path), expected="results of `koala bench`", found=str(error), fix="measure again with `koala bench`"
         ) from None
 
 

@@ -15,18 +15,18 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from koala_bench.backends import REFERENCE, Work, available, find
-from koala_bench.machine import describe, roofline
+from koala_bench.hardware import describe, roofline
 from koala_bench.processes import Processes, Report
 from koala_bench.results import SCHEMA_VERSION, Measured, Peak, Results
-from koala_bench.verify import psnr
-from koala_runtime.contract.counts import Counts, Roofline
-from koala_runtime.contract.errors import ArgumentError, KoalaError
-from koala_runtime.contract.manifest import Manifest, read_manifest
-from koala_runtime.loop import DENOISER
+from koala_verify.verify import psnr
+from koala_bundle.counts import Counts, Roofline
+from koala_bundle.errors import ArgumentError, KoalaError
+from koala_bundle.manifest import Manifest, read_manifest
+from koala_runtime.program import DENOISER
 
 
 @dataclass(frozen=True)
-class Plan:
+class BenchOptions:
     """How to measure. None: as the bundle has it; ``names`` None: everything that can run here.
 
     With ``reference`` float32 PyTorch draws the pictures once, for the others to be compared with. ``alone`` loads one
@@ -46,31 +46,31 @@ class Plan:
     pythons: Mapping[str, str] = field(default_factory=dict)
 
 
-def run(bundle: Path, source: str, plan: Plan, report: Report = lambda _: None, scratch: Path | None = None) -> Results:
+def run(bundle: Path, source: str, options: BenchOptions, report: Report = lambda _: None, scratch: Path | None = None) -> Results:
     """Measure; ``scratch`` keeps what is prepared for several runs, and is a temporary folder if there is none.
 
-    Raises InputError for what the caller can mend. A backend that fails is in the results with the reason.
+    Raises InputError for what the caller can fix. A backend that fails is in the results with the reason.
     """
     if scratch is None:
         with TemporaryDirectory(prefix="koala-bench-") as folder:
-            return run(bundle, source, plan, report, Path(folder))
+            return run(bundle, source, options, report, Path(folder))
     manifest = read_manifest(bundle)
-    if plan.rounds < 2:
-        raise ArgumentError("--rounds", expected="2 or more", found=str(plan.rounds), mend="pass 10 for a first look")
-    if plan.random_weights:
+    if options.rounds < 2:
+        raise ArgumentError("--rounds", expected="2 or more", found=str(options.rounds), fix="pass 10 for a first look")
+    if options.random_weights:
         source = str(_random_checkpoint(source, manifest.profile.precision, scratch, report))
     sampling = manifest.sampling
     work = Work(
         str(bundle),
         source,
-        plan.prompt,
-        plan.seed,
-        sampling.num_inference_steps if plan.steps is None else plan.steps,
-        sampling.guidance_scale if plan.guidance_scale is None else plan.guidance_scale,
+        options.prompt,
+        options.seed,
+        sampling.num_inference_steps if options.steps is None else options.steps,
+        sampling.guidance_scale if options.guidance_scale is None else options.guidance_scale,
         str(scratch),
     )
-    problems = available(bundle, [*plan.pythons])
-    chosen = [*problems] if plan.names is None else [*plan.names]
+    problems = available(bundle, [*options.pythons])
+    chosen = [*problems] if options.names is None else [*options.names]
     for name in chosen:
         if ":" not in name:
             find(name)  # an unknown name is told now
@@ -78,14 +78,14 @@ def run(bundle: Path, source: str, plan: Plan, report: Report = lambda _: None, 
     present = [name for name in chosen if name not in missing]
     report("measuring what the machine can do")
     peaks = [roofline()]
-    backends = Processes(work, plan.pythons, report)
+    backends = Processes(work, options.pythons, report)
     try:
-        if plan.reference:
+        if options.reference:
             backends.start(REFERENCE)
             backends.stop()
         # One at a time, each comes twice, for half of the rounds: so what drifts evenly cancels here, too.
-        visits = [([name], half) for half in (plan.rounds // 2, -(-plan.rounds // 2)) for name in present]
-        for names, rounds in visits if plan.alone else [(present, plan.rounds)]:
+        visits = [([name], half) for half in (options.rounds // 2, -(-options.rounds // 2)) for name in present]
+        for names, rounds in visits if options.alone else [(present, options.rounds)]:
             for name in names:
                 backends.start(name)
             backends.draw(names, rounds)
@@ -99,7 +99,7 @@ def run(bundle: Path, source: str, plan: Plan, report: Report = lambda _: None, 
     missing |= backends.failed
     if not backends.told:
         told = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
-        raise KoalaError("the backends", expected="one that runs", found=told, mend="choose others with --backend")
+        raise KoalaError("the backends", expected="one that runs", found=told, fix="choose others with --backend")
     wanted = backends.pictures.get(REFERENCE)
     measured = [
         Measured(
@@ -122,11 +122,11 @@ def run(bundle: Path, source: str, plan: Plan, report: Report = lambda _: None, 
         peak=peak,
         flops=picture_flops(manifest, work.steps),
         least_seconds=least_seconds(manifest, work.steps, peak),
-        prompt=plan.prompt,
-        seed=plan.seed,
+        prompt=options.prompt,
+        seed=options.seed,
         steps=work.steps,
         guidance_scale=work.guidance_scale,
-        alone=plan.alone,
+        alone=options.alone,
         profile=manifest.profile,
         measured=tuple(measured),
         missing=missing,

@@ -9,10 +9,10 @@ from tempfile import TemporaryDirectory
 
 from koala_bench.processes import Report
 from koala_bench.results import SCHEMA_VERSION, Results, write_plots
-from koala_bench.runner import Plan, run
+from koala_bench.runner import BenchOptions, run
 from koala_bench.tables import as_markdown, title
-from koala_runtime.contract.files import write_atomic, write_json
-from koala_runtime.contract.manifest import TARGETS, engine_folder, read_manifest
+from koala_bundle.files import write_atomic, write_json
+from koala_bundle.manifest import TARGETS, engine_folder, read_manifest
 
 MEANINGS = {"steps": "denoising steps", "batch": "pictures per run", "size": "height and width, pixels"}
 
@@ -39,21 +39,21 @@ class Sweep:
 
 
 def sweep(
-    kind: str, values: Sequence[int], bundle: Path, source: str, plan: Plan, report: Report = lambda _: None
+    kind: str, values: Sequence[int], bundle: Path, source: str, options: BenchOptions, report: Report = lambda _: None
 ) -> Sweep:
     """Measure at each value; for batches and sizes bundles like ``bundle`` are exported and built for it first.
 
-    Raises InputError for what the caller can mend.
+    Raises InputError for what the caller can fix.
     """
     with TemporaryDirectory(prefix="koala-sweep-") as folder:
         scratch, found = Path(folder), []
         for value in values:
             report(f"{MEANINGS[kind]}: {value}")
             if kind == "steps":
-                found.append(run(bundle, source, replace(plan, steps=value), report, scratch))
+                found.append(run(bundle, source, replace(options, steps=value), report, scratch))
                 continue
-            variant = _variant(kind, value, bundle, source, plan.random_weights, scratch, report)
-            found.append(run(variant, source, plan, report, scratch))
+            variant = _variant(kind, value, bundle, source, options.random_weights, scratch, report)
+            found.append(run(variant, source, options, report, scratch))
         return Sweep(SCHEMA_VERSION, kind, tuple(values), tuple(found))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from koala_bench.backends import HOST, STEPS, TEXT, VAE, Pixels, Work
-from koala_runtime.contract.manifest import Manifest, read_manifest
+from koala_bundle.manifest import Manifest, read_manifest
 
 
 class _Pipeline:
@@ -86,7 +86,7 @@ class Diffusers(_Pipeline):
     def __init__(self, work: Work) -> None:
         import torch
 
-        from koala_bench.reference import open_diffusers
+        from koala_verify.reference import open_diffusers
         from koala_export.checkpoint import FolderCheckpoint
         from koala_export.source import open_source
 

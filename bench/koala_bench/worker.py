@@ -35,7 +35,7 @@ def main(name: str, work_json: str, *words: str) -> None:
             backend.draw()
             answer(seconds=time.perf_counter() - started)
         else:
-            from koala_bench.machine import install_bytes, version_of
+            from koala_bench.hardware import install_bytes, version_of
 
             host_bytes = _peak()
             backend.parts()  # its hooks and captures, once

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from koala_cli.build_commands import BundlePath, need, quiet_libraries
 from koala_cli.screen import stderr, stdout, working
-from koala_runtime.contract.errors import ArgumentError
+from koala_bundle.errors import ArgumentError
 
 _PACKAGES = ("torch", "diffusers", "transformers", "onnx", "skimage", "matplotlib")
 
@@ -64,14 +64,14 @@ def bench(
     """
     need(_PACKAGES, "bench")
     from koala_bench.results import save
-    from koala_bench.runner import Plan, run
+    from koala_bench.runner import BenchOptions, run
     from koala_bench.sweep import save_sweep, sweep, sweep_columns, sweep_rows
     from koala_bench.tables import as_table, tables, title
 
     quiet_libraries()
     swept = {"steps": steps_sweep, "batch": batch_sweep, "size": size_sweep}
     wanted = {kind: _values(f"--{kind}-sweep", text) for kind, text in swept.items() if text is not None}
-    plan = Plan(
+    plan = BenchOptions(
         names=None if backend is None else tuple(backend),
         prompt=prompt,
         rounds=rounds,
@@ -127,7 +127,7 @@ def _values(option: str, text: str) -> list[int]:
     values = text.split(",")
     if all(value.strip().isdecimal() and int(value) > 0 for value in values):
         return [int(value) for value in values]
-    raise ArgumentError(option, expected="whole numbers such as 1,2,4", found=repr(text), mend="separate by commas")
+    raise ArgumentError(option, expected="whole numbers such as 1,2,4", found=repr(text), fix="separate by commas")
 
 
 def _pythons(options: Sequence[str]) -> dict[str, str]:
@@ -136,7 +136,7 @@ def _pythons(options: Sequence[str]) -> dict[str, str]:
         name, _, path = option.partition("=")
         if not Path(path).is_file():
             raise ArgumentError(
-                "--python", expected="NAME=PATH of a Python", found=repr(option), mend="pass one such as bin/python"
+                "--python", expected="NAME=PATH of a Python", found=repr(option), fix="pass one such as bin/python"
             )
         pythons[name] = path
     return pythons

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from koala_cli.screen import progress_bar, stderr, stdout, working
-from koala_runtime.contract.errors import InputError
+from koala_bundle.errors import InputError
 
 BundlePath = Annotated[Path, typer.Argument(help="The bundle folder.", show_default=False)]
 
@@ -58,10 +58,10 @@ def export(
     model card recommends (presets and their hub names) or to the checkpoint's own files.
     """
     need(("torch", "diffusers", "transformers", "onnx", "onnxscript"), "export")
-    from koala_export.bundle import Options, export_bundle
+    from koala_export.bundle import ExportOptions, export_bundle
 
     quiet_libraries()
-    options = Options(
+    options = ExportOptions(
         height,
         width,
         batch,
@@ -101,10 +101,10 @@ def engines(
     """
     need(("onnx",), "export")
     from koala_engines.build import build_engines
-    from koala_engines.options import Options
+    from koala_engines.options import ExportOptions
     from koala_engines.targets import default_targets
 
-    options = Options(tuple(compute_capability or ()), optimization_level, strict)
+    options = ExportOptions(tuple(compute_capability or ()), optimization_level, strict)
     for name in target or default_targets():
         with progress_bar() as progress:
             built = build_engines(
@@ -121,7 +121,7 @@ def need(packages: tuple[str, ...], extra: str) -> None:
             "this command",
             expected=f"the packages of koala-trt[{extra}]",
             found=f"no {', '.join(missing)}",
-            mend=f"install them with `pip install koala-trt[{extra}]`",
+            fix=f"install them with `pip install koala-trt[{extra}]`",
         )
 
 

@@ -17,12 +17,12 @@ from rich.table import Table
 from koala_cli.build_commands import BundlePath
 from koala_cli.screen import megabytes, plain, stdout
 from koala_cli.work import hoisted_line, memory_table, roofline_table, work, work_table
-from koala_runtime.contract.codec import to_json
-from koala_runtime.contract.errors import TargetError
-from koala_runtime.contract.gpu import query_driver
-from koala_runtime.contract.io import IOTensor
-from koala_runtime.contract.manifest import TARGETS, EngineRecord, Manifest, read_engine_record, read_manifest
-from koala_runtime.memory import budget
+from koala_bundle.codec import to_json
+from koala_bundle.errors import TargetError
+from koala_machine.driver import query_driver
+from koala_bundle.tensors import IOTensor
+from koala_bundle.manifest import TARGETS, EngineRecord, Manifest, read_engine_record, read_manifest
+from koala_runtime.budget import budget
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
@@ -65,7 +65,7 @@ def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
 def doctor(as_json: AsJson = False) -> None:
     """Show what this machine can build and run, and why not."""
     from koala_engines.targets import obstacles
-    from koala_runtime.bundle import obstacle
+    from koala_runtime.selection import obstacle
 
     driver = query_driver()
     gpu = str(driver.gpu) if driver.gpu else f"none: {driver.problem}"

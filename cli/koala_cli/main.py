@@ -15,7 +15,7 @@ from koala_cli.run_command import run
 from koala_cli.screen import plain, stderr
 from koala_cli.verify_command import verify
 from koala_runtime import __version__
-from koala_runtime.contract.errors import InputError, KoalaError
+from koala_bundle.errors import InputError, KoalaError
 
 app = typer.Typer(
     name="koala",

@@ -13,7 +13,7 @@ import typer
 
 from koala_cli.build_commands import BundlePath
 from koala_cli.screen import progress_bar, stderr, stdout
-from koala_runtime.contract.errors import ArgumentError
+from koala_bundle.errors import ArgumentError
 
 
 def run(
@@ -101,19 +101,19 @@ def _check_output(output: Path) -> None:
             "--output",
             expected="a picture file such as koala.png",
             found=str(output),
-            mend="end the name in .png, .jpg or .webp",
+            fix="end the name in .png, .jpg or .webp",
         )
     if not output.parent.is_dir():
         raise ArgumentError(
             "--output",
             expected="a file in a folder that exists",
             found=str(output),
-            mend=f"make the folder {output.parent} first",
+            fix=f"make the folder {output.parent} first",
         )
 
 
 def _save(image: Any, output: Path, prompt: str, seed: int | None) -> None:
-    from koala_runtime.contract.files import write_atomic
+    from koala_bundle.files import write_atomic
 
     write_atomic(output, _encoded(image, output, prompt, seed))
 

@@ -13,11 +13,11 @@ from rich.table import Table
 
 from koala_cli.build_commands import BundlePath, need, quiet_libraries
 from koala_cli.screen import plain, stdout, working
-from koala_runtime.contract.codec import to_json
-from koala_runtime.contract.errors import KoalaError
+from koala_bundle.codec import to_json
+from koala_bundle.errors import KoalaError
 
 if TYPE_CHECKING:
-    from koala_bench.verify import Findings
+    from koala_verify.verify import Findings
 
 
 def verify(
@@ -33,14 +33,14 @@ def verify(
     Exit code 1 if anything is outside its bounds, with what that is.
     """
     need(("torch", "diffusers", "transformers", "onnx", "skimage", "jinja2"), "bench")
-    from koala_bench.verify import verify as run
+    from koala_verify.verify import verify as run
 
     quiet_libraries()
     with working() as report:
         findings = run(bundle, source, target, seeds, report)
     if html is not None:
-        from koala_bench.page import page
-        from koala_runtime.contract.files import write_atomic
+        from koala_verify.page import page
+        from koala_bundle.files import write_atomic
 
         write_atomic(html, page(findings).encode())
     if as_json:
@@ -54,7 +54,7 @@ def verify(
             str(bundle),
             expected="what its checkpoint computes",
             found=f"differences in {findings.failures[0]}",
-            mend="export it and build its engines again; the tables say how far off each part is",
+            fix="export it and build its engines again; the tables say how far off each part is",
         )
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from rich.table import Table
 
 from koala_cli.screen import megabytes
-from koala_runtime.contract.counts import ROOFLINES
-from koala_runtime.contract.manifest import ComponentEntry, Manifest
-from koala_runtime.memory import Budget
+from koala_bundle.counts import ROOFLINES
+from koala_bundle.manifest import ComponentEntry, Manifest
+from koala_runtime.budget import Budget
 
 
 def runs(entry: ComponentEntry, steps: int) -> int:

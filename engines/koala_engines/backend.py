@@ -10,9 +10,9 @@ import platform
 from dataclasses import dataclass
 from typing import Any
 
-from koala_runtime.contract.errors import ArgumentError, TargetError
-from koala_runtime.contract.gpu import GPU, query_driver
-from koala_runtime.contract.tensorrt import open_tensorrt
+from koala_bundle.errors import ArgumentError, TargetError
+from koala_machine.driver import GPU, query_driver
+from koala_machine.tensorrt import open_tensorrt
 
 # Compute capabilities of TensorRT-RTX 1.7 (its ComputeCapability enumeration; data-centre 9.0 and 10.0 are not in it).
 RTX_CAPABILITIES = {"7.5": "SM75", "8.0": "SM80", "8.6": "SM86", "8.9": "SM89", "12.0": "SM120", "12.1": "SM121"}
@@ -54,7 +54,7 @@ def open_backend(target: str) -> Backend:
             "target tensorrt",
             expected=f"TensorRT {TENSORRT_MAJOR}",
             found=str(trt.__version__),
-            mend="install it with `pip install koala-trt[tensorrt]`",
+            fix="install it with `pip install koala-trt[tensorrt]`",
         )
     driver = query_driver()
     if driver.gpu is None:
@@ -62,7 +62,7 @@ def open_backend(target: str) -> Backend:
             "target tensorrt",
             expected="the NVIDIA GPU that the plans are for",
             found=str(driver.problem),
-            mend="build on the machine that will run them, or build `--target rtx`, which needs no GPU",
+            fix="build on the machine that will run them, or build `--target rtx`, which needs no GPU",
         )
     return Backend(target, trt, driver.gpu)
 
@@ -75,7 +75,7 @@ def check_capabilities(capabilities: tuple[str, ...]) -> None:
                 "--compute-capability",
                 expected=" or ".join(RTX_CAPABILITIES),
                 found=capability,
-                mend="pass one of these; for a data-centre GPU build `--target tensorrt` on it",
+                fix="pass one of these; for a data-centre GPU build `--target tensorrt` on it",
             )
 
 

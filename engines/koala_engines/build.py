@@ -15,11 +15,11 @@ from types import ModuleType
 from filelock import FileLock
 
 from koala_engines.kernels import losses
-from koala_engines.options import Options
-from koala_runtime.contract.codec import to_json
-from koala_runtime.contract.errors import ArgumentError, BuildError, KoalaError
-from koala_runtime.contract.files import FileEntry, Staging, check_files, prepare_output, restore, write_json
-from koala_runtime.contract.manifest import (
+from koala_engines.options import BuildOptions
+from koala_bundle.codec import to_json
+from koala_bundle.errors import ArgumentError, BuildError, KoalaError
+from koala_bundle.files import FileEntry, Staging, check_files, prepare_output, restore, write_json
+from koala_bundle.manifest import (
     ENGINE_RECORD,
     SCHEMA_VERSION,
     TARGETS,
@@ -27,7 +27,7 @@ from koala_runtime.contract.manifest import (
     EngineKey,
     EngineRecord,
     Manifest,
-    Plan,
+    PlanEntry,
     engine_folder,
     read_engine_record,
     read_manifest,
@@ -41,15 +41,15 @@ Progress = Callable[[str, float], None]
 def build_engines(
     bundle: Path,
     target: str,
-    options: Options | None = None,
+    options: BuildOptions | None = None,
     report: Report = lambda _: None,
     progress: Progress = lambda _, __: None,
 ) -> bool:
     """Build the plans of ``bundle`` for ``target``; False if they are there already, built from the same.
 
-    Raises InputError for what the caller can mend and BuildError if the compiler refuses a component.
+    Raises InputError for what the caller can fix and BuildError if the compiler refuses a component.
     """
-    options = options or Options()
+    options = options or BuildOptions()
     compiler = _compiler(target)
     restore(bundle)
     manifest = read_manifest(bundle)
@@ -85,7 +85,7 @@ def _compiler(target: str) -> ModuleType:
         from koala_engines import tensorrt
 
         return tensorrt
-    raise ArgumentError("--target", expected=" or ".join(TARGETS), found=repr(target), mend="pass one of these")
+    raise ArgumentError("--target", expected=" or ".join(TARGETS), found=repr(target), fix="pass one of these")
 
 
 def _reasons(bundle: Path, target: str, key: EngineKey) -> list[str]:
@@ -106,11 +106,11 @@ def _write(
     target: str,
     manifest: Manifest,
     key: EngineKey,
-    options: Options,
+    options: BuildOptions,
     report: Report,
     progress: Progress,
 ) -> None:
-    plans: dict[str, Plan] = {}
+    plans: dict[str, PlanEntry] = {}
     files: dict[str, FileEntry] = {}
     for entry in manifest.components:
         done = staging.finished(entry.name)
@@ -131,14 +131,14 @@ def _write(
             done = staging.finish(entry.name, paths, build_seconds=seconds, found=found)
             size = sum(file.size for file in done.files.values())
             report(f"{target}: {entry.name}: built in {done.facts['build_seconds']} s, {size / 1e6:,.1f} MB")
-        plan = Plan(tuple(done.files), float(done.facts["build_seconds"]), *json.loads(done.facts["found"]))
+        plan = PlanEntry(tuple(done.files), float(done.facts["build_seconds"]), *json.loads(done.facts["found"]))
         _warn(target, entry, manifest, plan, options, report)
         plans[entry.name] = plan
         files |= done.files
     write_json(staging.folder / ENGINE_RECORD, EngineRecord(SCHEMA_VERSION, target, key, plans, files))
 
 
-def _warn(target: str, entry: ComponentEntry, manifest: Manifest, plan: Plan, options: Options, report: Report) -> None:
+def _warn(target: str, entry: ComponentEntry, manifest: Manifest, plan: PlanEntry, options: BuildOptions, report: Report) -> None:
     """Tell what the compiler lost on the way. Raises BuildError if that is not to happen."""
     if target == "cpu":
         return  # one kernel per operation, in float32
@@ -148,6 +148,6 @@ def _warn(target: str, entry: ComponentEntry, manifest: Manifest, plan: Plan, op
                 f"{target}: {entry.name}",
                 expected="every attention fused and every product in float16",
                 found=loss,
-                mend="build without --strict to accept it, or report it with `koala inspect BUNDLE --json`",
+                fix="build without --strict to accept it, or report it with `koala inspect BUNDLE --json`",
             )
         report(f"WARNING: {target}: {entry.name}: {loss}")

@@ -18,24 +18,24 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from koala_engines.kernels import of_graph
-from koala_engines.options import Options
-from koala_runtime.contract.errors import BuildError
-from koala_runtime.contract.files import require_space
-from koala_runtime.contract.manifest import EngineKey, Manifest
+from koala_engines.options import BuildOptions
+from koala_bundle.errors import BuildError
+from koala_bundle.files import require_space
+from koala_bundle.manifest import EngineKey, Manifest
 
 # Attributes whose value is a tensor element type.
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "softmax_precision")
 _EXTERNAL_FROM = 1024  # bytes; smaller tensors stay inside the model file
 
 
-def engine_key(target: str, manifest: Manifest, options: Options) -> EngineKey:
+def engine_key(target: str, manifest: Manifest, options: BuildOptions) -> EngineKey:
     """What these engines depend on: neither a GPU nor an operating system."""
     choices = {"graph_optimization": "extended", "group_norm": "layer_norm"}
     return EngineKey("onnxruntime", ort.__version__, "any", None, choices, manifest.onnx_digests())
 
 
 def build_plan(
-    target: str, name: str, onnx_path: Path, folder: Path, options: Options, progress: Callable[[float], None]
+    target: str, name: str, onnx_path: Path, folder: Path, options: BuildOptions, progress: Callable[[float], None]
 ) -> list[Path]:
     """Write ``folder/name.onnx`` and its weights; return both. Raises BuildError if ONNX Runtime refuses."""
     plan = folder / f"{name}.onnx"
@@ -59,7 +59,7 @@ def build_plan(
             f"cpu: {name}",
             expected="a graph that ONNX Runtime optimises and saves",
             found=str(error).splitlines()[0],
-            mend="check the free disk space, or report the checkpoint's config.json",
+            fix="check the free disk space, or report the checkpoint's config.json",
         ) from error
     finally:
         for leftover in (prepared, Path(f"{prepared}.data")):

@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 
 from koala_engines.backend import Backend
-from koala_runtime.contract.manifest import ComponentEntry
+from koala_bundle.manifest import ComponentEntry
 
 # TensorRT-RTX notes each kernel's name in the plan, readable and undocumented (seen in 1.7).
 _FUNCTION = re.compile(rb"function=\{ name=(\S+) fqn=")

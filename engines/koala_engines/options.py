@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Options:
+class BuildOptions:
     """``compute_capabilities`` as in "8.9" (rtx; empty: all it supports), ``optimization_level`` 0 to 5.
 
     ``strict``: a fusion or float16 that got lost is an error instead of a warning.

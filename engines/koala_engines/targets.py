@@ -5,8 +5,8 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from koala_engines.backend import RTX_CAPABILITIES, open_backend
-from koala_runtime.contract.errors import TargetError
-from koala_runtime.contract.gpu import query_driver
+from koala_bundle.errors import TargetError
+from koala_machine.driver import query_driver
 
 
 def obstacles() -> dict[str, str | None]:
@@ -29,7 +29,7 @@ def _obstacle(target: str) -> str | None:
     try:
         open_backend(target)
     except TargetError as error:
-        return f"{error.found}; {error.mend}"
+        return f"{error.found}; {error.fix}"
     return None
 
 

@@ -12,23 +12,23 @@ from typing import Any
 
 from koala_engines.backend import RTX_CAPABILITIES, Backend, check_capabilities, open_backend, this_platform
 from koala_engines.kernels import of_plan
-from koala_engines.options import Options
+from koala_engines.options import BuildOptions
 from koala_engines.progress import deferred_interrupt, make_logger, make_monitor
-from koala_runtime.contract.errors import ArgumentError, BuildError
-from koala_runtime.contract.files import require_space, write_atomic
-from koala_runtime.contract.manifest import EngineKey, Manifest
+from koala_bundle.errors import ArgumentError, BuildError
+from koala_bundle.files import require_space, write_atomic
+from koala_bundle.manifest import EngineKey, Manifest
 
 TIMING_CACHE = "timing.cache"
 DEFAULT_OPTIMIZATION_LEVEL = 3  # TensorRT's own default
 
 
-def engine_key(target: str, manifest: Manifest, options: Options) -> EngineKey:
+def engine_key(target: str, manifest: Manifest, options: BuildOptions) -> EngineKey:
     """Everything the plans depend on. Raises TargetError or ArgumentError if they cannot be built here."""
     backend = open_backend(target)
     level = DEFAULT_OPTIMIZATION_LEVEL if options.optimization_level is None else options.optimization_level
     if not 0 <= level <= 5:
         raise ArgumentError(
-            "--optimization-level", expected="0 to 5", found=str(level), mend="pass 5 for the longest search"
+            "--optimization-level", expected="0 to 5", found=str(level), fix="pass 5 for the longest search"
         )
     choices = {"builder_optimization_level": str(level), "max_aux_streams": "0"}
     if backend.ahead_of_time:
@@ -39,13 +39,13 @@ def engine_key(target: str, manifest: Manifest, options: Options) -> EngineKey:
             "--compute-capability",
             expected="only together with --target rtx",
             found=f"--target {target}",
-            mend="leave it out: TensorRT builds for the GPU that is present",
+            fix="leave it out: TensorRT builds for the GPU that is present",
         )
     return EngineKey(backend.compiler, backend.version, this_platform(), backend.gpu, choices, manifest.onnx_digests())
 
 
 def build_plan(
-    target: str, name: str, onnx_path: Path, folder: Path, options: Options, progress: Callable[[float], None]
+    target: str, name: str, onnx_path: Path, folder: Path, options: BuildOptions, progress: Callable[[float], None]
 ) -> list[Path]:
     """Compile one ONNX file and return the path of its plan. Raises BuildError with the compiler's own reason."""
     backend = open_backend(target)
@@ -108,5 +108,5 @@ def _refused(backend: Backend, name: str, verb: str, complaints: list[str]) -> B
         f"{backend.target}: {name}",
         expected=f"a component that {backend.compiler} {backend.version} can {verb}",
         found=complaints[0].strip().rstrip(".") if complaints else "a refusal without a reason",
-        mend="check free memory, or report the checkpoint's config.json with `koala doctor`",
+        fix="check free memory, or report the checkpoint's config.json with `koala doctor`",
     )

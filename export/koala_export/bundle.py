@@ -18,13 +18,13 @@ from filelock import FileLock
 from koala_export.checkpoint import Checkpoint
 from koala_export.passes import PASSES, choose_passes
 from koala_export.source import open_source
-from koala_runtime.contract.codec import from_json, to_json
-from koala_runtime.contract.configs import native_size, read_spec
-from koala_runtime.contract.counts import Counts
-from koala_runtime.contract.errors import ArgumentError, BundleError, KoalaError
-from koala_runtime.contract.files import FileEntry, Staging, prepare_output, require_space, write_json
-from koala_runtime.contract.io import Component, components
-from koala_runtime.contract.manifest import (
+from koala_bundle.codec import from_json, to_json
+from koala_export.configs import native_size, read_spec
+from koala_bundle.counts import Counts
+from koala_bundle.errors import ArgumentError, BundleError, KoalaError
+from koala_bundle.files import FileEntry, Staging, prepare_output, require_space, write_json
+from koala_bundle.tensors import Component, components
+from koala_bundle.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
     TOKENIZERS,
@@ -33,7 +33,7 @@ from koala_runtime.contract.manifest import (
     Origin,
     read_manifest,
 )
-from koala_runtime.contract.spec import (
+from koala_bundle.spec import (
     TIMESTEP_SPACINGS,
     ModelSpec,
     Profile,
@@ -50,7 +50,7 @@ Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Options:
+class ExportOptions:
     """What the command line offers. None: as the model card or the checkpoint says."""
 
     height: int | None = None
@@ -66,10 +66,10 @@ class Options:
     without: tuple[str, ...] = ()
 
 
-def options_of(manifest: Manifest) -> Options:
+def options_of(manifest: Manifest) -> ExportOptions:
     """Return the options that export a bundle like this one again."""
     profile, sampling = manifest.profile, manifest.sampling
-    return Options(
+    return ExportOptions(
         height=profile.height,
         width=profile.width,
         batch=profile.batch,
@@ -83,15 +83,15 @@ def options_of(manifest: Manifest) -> Options:
     )
 
 
-def export_bundle(source: str, bundle: Path, options: Options | None = None, report: Report = lambda _: None) -> bool:
+def export_bundle(source: str, bundle: Path, options: ExportOptions | None = None, report: Report = lambda _: None) -> bool:
     """Export ``source`` to the folder ``bundle``; False if it was there already, made from the same.
 
-    ``report`` gets a line per piece of work. Raises InputError for what the caller can mend, GateError and BuildError
+    ``report`` gets a line per piece of work. Raises InputError for what the caller can fix, GateError and BuildError
     if a component does not convert; the bundle is then absent or as it was.
     """
-    options = options or Options()
+    options = options or ExportOptions()
     checkpoint = open_source(source, random_weights=options.random_weights, precision=options.precision)
-    spec, profile, sampling = _settle(checkpoint, options)
+    spec, profile, sampling = _resolve(checkpoint, options)
     origin = Origin(checkpoint.digest(), {tool: version(tool) for tool in _TOOLS})
     gate = "passed" if options.gate else "skipped"
     passes = choose_passes(options.without)
@@ -112,7 +112,7 @@ def export_bundle(source: str, bundle: Path, options: Options | None = None, rep
     return True
 
 
-def _settle(checkpoint: Checkpoint, options: Options) -> tuple[ModelSpec, Profile, Sampling]:
+def _resolve(checkpoint: Checkpoint, options: ExportOptions) -> tuple[ModelSpec, Profile, Sampling]:
     """Decide what is compiled: flags first, then the model card, then the checkpoint's own files."""
     spec = read_spec(checkpoint.configs)
     preset = checkpoint.preset
@@ -122,7 +122,7 @@ def _settle(checkpoint: Checkpoint, options: Options) -> tuple[ModelSpec, Profil
             "--timestep-spacing",
             expected=" or ".join(TIMESTEP_SPACINGS),
             found=repr(spacing),
-            mend="pass trailing for KOALA-Lightning, leading for KOALA",
+            fix="pass trailing for KOALA-Lightning, leading for KOALA",
         )
     spec = replace(spec, scheduler=replace(spec.scheduler, timestep_spacing=spacing))
     default = Sampling(preset.num_inference_steps, preset.guidance_scale) if preset else DIFFUSERS_DEFAULTS
@@ -136,7 +136,7 @@ def _settle(checkpoint: Checkpoint, options: Options) -> tuple[ModelSpec, Profil
             "--guidance-scale",
             expected="1 or less together with --no-cfg",
             found=f"{guidance:g}",
-            mend="drop one of them",
+            fix="drop one of them",
         )
     own = native_size(checkpoint.configs, spec)
     given = (options.height, options.width)
@@ -157,7 +157,7 @@ def _changes(bundle: Path, wanted: Manifest) -> list[str]:
             str(bundle),
             expected="a bundle, or a path that is free",
             found="something else" if bundle.is_dir() else "a file",
-            mend="choose another path; nothing was written",
+            fix="choose another path; nothing was written",
         )
     try:
         old = read_manifest(bundle)

@@ -16,9 +16,9 @@ from safetensors import SafetensorError, safe_open
 
 from koala_export.presets import Preset
 from koala_export.tokenizer import tokenizer_json
-from koala_runtime.contract.configs import Config
-from koala_runtime.contract.errors import CheckpointError
-from koala_runtime.contract.files import file_entry, relative
+from koala_export.configs import Config
+from koala_bundle.errors import CheckpointError
+from koala_bundle.files import file_entry, relative
 
 MODELS = ("text_encoder", "text_encoder_2", "unet", "vae")
 CONFIG_FILES = {
@@ -141,7 +141,7 @@ def _find_weights(folder: Path, variants: tuple[str | None, ...]) -> tuple[str |
                     str(folder / missing[0]),
                     expected=f"a shard that {index.name} lists",
                     found="no file",
-                    mend="download the checkpoint again",
+                    fix="download the checkpoint again",
                 )
             return variant, [index, *(folder / name for name in shards)]
     pickles = sorted(path.name for pattern in ("*.bin", "*.ckpt", "*.pt") for path in folder.glob(pattern))
@@ -149,7 +149,7 @@ def _find_weights(folder: Path, variants: tuple[str | None, ...]) -> tuple[str |
         str(folder),
         expected=f"{stem}.safetensors or {stem}.fp16.safetensors",
         found=f"only {pickles[0]}, a pickle, which can run code" if pickles else "no weights",
-        mend="save the checkpoint again with save_pretrained(..., safe_serialization=True)"
+        fix="save the checkpoint again with save_pretrained(..., safe_serialization=True)"
         if pickles
         else _PASS_A_FOLDER,
     )
@@ -166,7 +166,7 @@ def _check_safetensors(path: Path) -> None:
             str(path),
             expected="a whole safetensors file",
             found=f"{path.stat().st_size:,} bytes that are not one ({error})",
-            mend="download or copy the file again",
+            fix="download or copy the file again",
         ) from None
 
 
@@ -176,16 +176,16 @@ def _read_json(path: Path) -> dict[str, Any]:
             str(path),
             expected="a file of a diffusers checkpoint",
             found="no file",
-            mend=_PASS_A_FOLDER,
+            fix=_PASS_A_FOLDER,
         )
     try:
         data = json.loads(path.read_bytes())
     except ValueError as error:
         raise CheckpointError(
-            str(path), expected="JSON", found=f"an error at {error}", mend="download or copy the file again"
+            str(path), expected="JSON", found=f"an error at {error}", fix="download or copy the file again"
         ) from None
     if not isinstance(data, dict):
-        raise CheckpointError(str(path), expected="a JSON object", found=type(data).__name__, mend=_PASS_A_FOLDER)
+        raise CheckpointError(str(path), expected="a JSON object", found=type(data).__name__, fix=_PASS_A_FOLDER)
     return data
 
 
@@ -194,7 +194,7 @@ def _weights_error(folder: Path, found: str) -> CheckpointError:
         str(folder),
         expected="weights for every parameter of its config.json",
         found=found,
-        mend="download the checkpoint again, config.json and weights together",
+        fix="download the checkpoint again, config.json and weights together",
     )
 
 

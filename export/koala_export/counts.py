@@ -8,7 +8,7 @@ from collections import Counter
 import onnx_ir as ir
 
 from koala_export.passes.graph import shape_of
-from koala_runtime.contract.counts import Counts, Product
+from koala_bundle.counts import Counts, Product
 
 NORMS = {"GroupNormalization", "LayerNormalization", "InstanceNormalization", "RMSNormalization"}
 

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from koala_export.trace import example_inputs
-from koala_runtime.contract.errors import GateError
-from koala_runtime.contract.io import Component, IOTensor
+from koala_bundle.errors import GateError
+from koala_bundle.tensors import Component, IOTensor
 
 BOUNDS = {"fp32": (1e-3, 0.99999), "fp16": (5e-2, 0.999)}  # largest relative error, smallest cosine
 Array: TypeAlias = NDArray[Any]
@@ -65,7 +65,7 @@ def check_component(
                 f"{component.name}: {tensor.name}",
                 expected=f"PyTorch's values within {largest:g} of their largest and a cosine of {cosine:g}",
                 found=str(agreement),
-                mend="report the checkpoint, or export a dry run with --no-gate",
+                fix="report the checkpoint, or export a dry run with --no-gate",
             )
         agreements[tensor.name] = agreement
     return agreements

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from koala_export.checkpoint import Checkpoint
 from koala_export.rescale import rescale
-from koala_runtime.contract.spec import ModelSpec, Profile
+from koala_bundle.spec import ModelSpec, Profile
 
 
 class TextEncoder(nn.Module):

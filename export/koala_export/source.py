@@ -8,7 +8,7 @@ from pathlib import Path
 from koala_export.checkpoint import CONFIG_FILES, MODELS, Checkpoint, FolderCheckpoint
 from koala_export.presets import PRESETS
 from koala_export.random_weights import RandomCheckpoint
-from koala_runtime.contract.errors import ArgumentError, CheckpointError
+from koala_bundle.errors import ArgumentError, CheckpointError
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _DOWNLOADED = (
@@ -29,7 +29,7 @@ def open_source(source: str, *, random_weights: bool, precision: str) -> Checkpo
                 "--random-weights",
                 expected=f"a preset ({', '.join(PRESETS)})",
                 found=source,
-                mend="name a preset, or leave the flag out to export a checkpoint with its own weights",
+                fix="name a preset, or leave the flag out to export a checkpoint with its own weights",
             )
         return RandomCheckpoint(preset)
     folder = Path(source)
@@ -37,14 +37,14 @@ def open_source(source: str, *, random_weights: bool, precision: str) -> Checkpo
         return FolderCheckpoint(folder, precision)
     if folder.exists():
         raise CheckpointError(
-            source, expected="a checkpoint folder", found="a file", mend="pass a folder saved by diffusers"
+            source, expected="a checkpoint folder", found="a file", fix="pass a folder saved by diffusers"
         )
     if preset is not None and preset.hub_id is None:
         raise CheckpointError(
             source,
             expected="a whole pipeline on the hub",
             found="a preset that is published as a U-Net alone",
-            mend="save a folder with it and pass the folder, or add --random-weights for a dry run",
+            fix="save a folder with it and pass the folder, or add --random-weights for a dry run",
         )
     hub_name = preset.hub_id if preset is not None else source
     if hub_name is not None and _HUB_NAME.fullmatch(hub_name):
@@ -55,7 +55,7 @@ def open_source(source: str, *, random_weights: bool, precision: str) -> Checkpo
         expected=f"a checkpoint folder, a hub name like etri-vilab/koala-lightning-700m, or a preset "
         f"({', '.join(PRESETS)})",
         found="none of these",
-        mend="check the spelling and the current folder",
+        fix="check the spelling and the current folder",
     )
 
 
@@ -71,7 +71,7 @@ def _download(hub_name: str, precision: str) -> Path:
             f"hub repository {hub_name}",
             expected="a checkpoint",
             found="no such repository, or no access to it",
-            mend="check the name; for a gated one log in with `hf auth login`",
+            fix="check the name; for a gated one log in with `hf auth login`",
         ) from None
     except Exception:  # whatever the network raises: an earlier download may still serve
         names, offline = [], True
@@ -89,6 +89,6 @@ def _download(hub_name: str, precision: str) -> Path:
             f"hub repository {hub_name}",
             expected="a download",
             found=f"no connection and no earlier download ({type(error).__name__})",
-            mend="check the network, pass a local folder, or add --random-weights to a preset's name for a dry run",
+            fix="check the network, pass a local folder, or add --random-weights to a preset's name for a dry run",
         ) from error
     return Path(folder)

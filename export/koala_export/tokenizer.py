@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from koala_runtime.contract.errors import CheckpointError
+from koala_bundle.errors import CheckpointError
 
 
 def tokenizer_json(folder: Path, sequence_length: int) -> bytes:
@@ -26,7 +26,7 @@ def tokenizer_json(folder: Path, sequence_length: int) -> bytes:
                     str(folder / name),
                     expected="a CLIP tokenizer (vocab.json and merges.txt, or tokenizer.json)",
                     found="no file",
-                    mend="copy the tokenizer folders of the checkpoint as well",
+                    fix="copy the tokenizer folders of the checkpoint as well",
                 )
     from transformers import CLIPTokenizer
 
@@ -37,7 +37,7 @@ def tokenizer_json(folder: Path, sequence_length: int) -> bytes:
             str(folder),
             expected="a CLIP tokenizer",
             found=f"files that do not load ({str(error).splitlines()[0]})",
-            mend="download or copy the tokenizer again",
+            fix="download or copy the tokenizer again",
         ) from error
     return with_static_length(tokenizer, sequence_length)
 

@@ -12,8 +12,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from koala_runtime.contract.errors import BuildError
-from koala_runtime.contract.io import Component, IOTensor
+from koala_bundle.errors import BuildError
+from koala_bundle.tensors import Component, IOTensor
 
 OPSET = 23  # the first with Attention and GroupNormalization as TensorRT 11 wants them
 
@@ -49,7 +49,7 @@ def trace(module: nn.Module, component: Component) -> ir.Model:
             component.name,
             expected="a module that torch exports to ONNX",
             found=str(error).strip().splitlines()[0],
-            mend="report the checkpoint's config.json",
+            fix="report the checkpoint's config.json",
         ) from error
     # The exporter notes stack traces and file paths of this machine on every node.
     for holder in (model, model.graph, *model.graph, *model.graph.initializers.values()):
@@ -95,7 +95,7 @@ def _check(path: Path, component: Component) -> None:
             component.name,
             expected="valid ONNX",
             found=str(error).splitlines()[0],
-            mend="report the checkpoint's config.json",
+            fix="report the checkpoint's config.json",
         ) from error
     graph = onnx.load(path, load_external_data=False).graph
     for kind, values, tensors in (
@@ -109,7 +109,7 @@ def _check(path: Path, component: Component) -> None:
                 f"{component.name}: {kind}",
                 expected=str(wanted),
                 found=str([*found]),
-                mend="report the checkpoint's config.json",
+                fix="report the checkpoint's config.json",
             )
 
 

@@ -1,13 +1,12 @@
 """Plans in, pictures out; this is the package that products embed.
 
-- ``pipeline``: the call itself, spelled as in diffusers
-- ``prompts``, ``noise``, ``schedule``: what the host prepares for a picture
-- ``loop``: the picture as calls in order, and where its tensors lie; ``executor``: runs it on a device
-- ``stages``: what a device and a plan are; ``device`` and ``tensorrt``: a GPU's, ``host``: the processor's,
-  ``simulated``: those of a GPU that is not there
-- ``memory``: what a picture takes of a GPU, told before anything is loaded
-- ``bundle``: choosing and checking the engines of a bundle
-- ``contract``: what is shared with the exporter and the engine builders (standard library only)
+- ``pipeline``: the call itself, spelled as in diffusers; ``steps``: the same as a loop of the caller's
+- ``request``: a call, checked; ``inputs``: the numbers it puts into a program; ``output``: what it returns
+- ``prompts``, ``noise``, ``schedule``: what the host computes for a picture
+- ``program``: a picture as calls in order, and where its tensors lie; ``executor``: runs it on a device
+- ``devices``: the processor, an NVIDIA GPU and a simulated one; ``opening``: makes an executor of one
+- ``selection``: chooses and checks the engines of a bundle; ``budget``: the device memory that a picture takes
+- ``recipe``: what draws a picture again, kept in the PNG file
 
 Never imports torch, diffusers, transformers or onnx.
 """
@@ -16,17 +15,62 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from koala_runtime.pipeline import Pipeline, PipelineOutput
+from koala_bundle import __version__
+from koala_bundle.errors import (
+    ArgumentError,
+    BuildError,
+    BundleError,
+    CheckpointError,
+    DeviceError,
+    GateError,
+    InputError,
+    KoalaError,
+    TargetError,
+)
 
-__all__ = ["Pipeline", "PipelineOutput"]
-__version__ = "0.1.0"
+if TYPE_CHECKING:
+    from koala_runtime.output import DeviceImages, PipelineOutput
+    from koala_runtime.pipeline import Pipeline
+    from koala_runtime.recipe import Recipe, read_recipe, to_png
+    from koala_runtime.steps import Step, Steps
+
+__all__ = [
+    "ArgumentError",
+    "BuildError",
+    "BundleError",
+    "CheckpointError",
+    "DeviceError",
+    "DeviceImages",
+    "GateError",
+    "InputError",
+    "KoalaError",
+    "Pipeline",
+    "PipelineOutput",
+    "Recipe",
+    "Step",
+    "Steps",
+    "TargetError",
+    "__version__",
+    "read_recipe",
+    "to_png",
+]
+
+_MODULES = {
+    "DeviceImages": "output",
+    "Pipeline": "pipeline",
+    "PipelineOutput": "output",
+    "Recipe": "recipe",
+    "Step": "steps",
+    "Steps": "steps",
+    "read_recipe": "recipe",
+    "to_png": "recipe",
+}
 
 
 def __getattr__(name: str) -> Any:
-    # Late, so that the exporter and the command line can use the contract without loading the runtime's libraries.
-    if name in __all__:
-        from koala_runtime import pipeline
+    # Imported on first use, so that an error can be caught without loading ONNX Runtime.
+    if name in _MODULES:
+        from importlib import import_module
 
-        return getattr(pipeline, name)
+        return getattr(import_module(f"koala_runtime.{_MODULES[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

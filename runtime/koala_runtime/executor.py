@@ -1,92 +1,114 @@
-"""Runs programs: puts their memory on a device, binds plans to it, captures what they enqueue, launches."""
+"""Runs programs: puts their memory on a device, binds engines to it, captures what they enqueue, launches."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 import numpy as np
 
-from koala_runtime.contract.errors import DeviceError
-from koala_runtime.loop import LATENTS, Call, Program, Slice
-from koala_runtime.stages import Array, Device, Graph, Plan, Stage, Tensor
+from koala_bundle.errors import DeviceError
+from koala_runtime.devices.base import Array, Device, Engine, Enqueue, Graph, Tensor
+from koala_runtime.program import LATENTS, Call, Placement, Program
 
 COPY_IN, COPY_OUT = "copy in", "copy out"
 
 
-class Executor:
-    """The plans of one bundle on one device, with one activation memory for all of them: they never run at once.
+class _OnDevice(Protocol):
+    device: Device
 
-    ``half`` is the dtype of float16 tensors there. With ``low_memory`` plans are loaded when their turn comes, in each
-    picture anew, and no graphs are kept. Raises DeviceError.
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Self_ = TypeVar("Self_", bound=_OnDevice)
+
+
+def on_device(method: Callable[Concatenate[Self_, P], R]) -> Callable[Concatenate[Self_, P], R]:
+    """Make the object's device the calling thread's while ``method`` runs."""
+
+    @wraps(method)
+    def wrapped(self: Self_, *args: P.args, **kwargs: P.kwargs) -> R:
+        with self.device.current():
+            return method(self, *args, **kwargs)
+
+    return wrapped
+
+
+class Executor:
+    """The engines of one bundle on one device, with one scratch memory for all of them: no two run at once.
+
+    ``load`` loads the plan of a component, ``half`` is the dtype of float16 tensors on this device. With ``low_memory``
+    engines are loaded when their turn comes, in each picture anew, and no graphs are kept. Raises DeviceError.
     """
 
     def __init__(
-        self, device: Device, load: Callable[[str], Plan], names: Sequence[str], half: str, low_memory: bool = False
+        self, device: Device, load: Callable[[str], Engine], names: Sequence[str], half: str, low_memory: bool = False
     ) -> None:
         self.device, self.half, self.low_memory = device, half, low_memory
         self._load = load
-        self._plans: dict[str, Plan] = {}
+        self._engines: dict[str, Engine] = {}
         self._activations = 0
         if not low_memory:
-            with device.current():
-                try:
-                    self.have(names)
-                except BaseException:
-                    self.close()
-                    raise
+            try:
+                self.load_only(names)
+            except BaseException:
+                self.close()
+                raise
 
-    def have(self, names: Iterable[str]) -> None:
-        """Have exactly these plans loaded, and activation memory for the one that needs most."""
+    @on_device
+    def load_only(self, names: Iterable[str]) -> None:
+        """Load exactly these engines, and allocate scratch memory for the one that needs most."""
         wanted = dict.fromkeys(names)
-        if wanted.keys() == self._plans.keys():
+        if wanted.keys() == self._engines.keys():
             return
         self.device.wait()
-        self._unload()
+        self._release()
         for name in wanted:
-            self._plans[name] = self._load(name)
-        if most := max((plan.activation_bytes for plan in self._plans.values()), default=0):
+            self._engines[name] = self._load(name)
+        if most := max((engine.activation_bytes for engine in self._engines.values()), default=0):
             self._activations = self.device.allocate(most)
 
-    def stage(self, call: Call, block: int) -> Stage:
+    def bind(self, call: Call, block: int) -> Enqueue:
         """Return what enqueues ``call`` on memory whose block begins at ``block``."""
         tensors = {name: Tensor(block + at.offset, at.dtype, at.shape) for name, at in call.tensors.items()}
-        enqueue = self._plans[call.component].bind(tensors, self._activations)
+        run = self._engines[call.component].bind(tensors, self._activations)
 
-        def stage() -> None:
-            if not enqueue():
+        def enqueue() -> None:
+            if not run():
                 raise DeviceError(
-                    f"stage {call.component}",
-                    expected="a run that the plan accepts",
+                    f"component {call.component}",
+                    expected="an engine that runs",
                     found="a refusal (the log of TensorRT says why)",
-                    mend="build the engines again with `koala engines`",
+                    fix="build the engines again with `koala engines`",
                 )
 
-        return stage
+        return enqueue
 
-    def rest(self) -> None:
-        """Between pictures: with ``low_memory`` no plan stays loaded."""
+    def unload(self) -> None:
+        """Between pictures: with ``low_memory`` no engine stays loaded."""
         if self.low_memory:
-            self.have(())
+            self.load_only(())
 
-    def settle(self) -> None:
-        """Let the plans keep what their first runs brought forth."""
-        for plan in self._plans.values():
-            plan.settle()
+    def save_kernel_caches(self) -> None:
+        """Let the engines persist what their first runs compiled."""
+        for engine in self._engines.values():
+            engine.save_kernel_cache()
 
-    def _unload(self) -> None:
+    def _release(self) -> None:
         if self._activations:
             self.device.release(self._activations)
             self._activations = 0
-        while self._plans:
-            self._plans.popitem()[1].close()
+        while self._engines:
+            self._engines.popitem()[1].close()
 
     def close(self) -> None:
-        """Free the plans and their memory. Never raises: on a device that failed there is nothing left to free."""
+        """Free the engines and their memory. Never raises: on a device that failed there is nothing left to free."""
         try:
             with self.device.current():
-                self._unload()
+                self._release()
         except DeviceError:
-            self._plans.clear()
+            self._engines.clear()
         self.device.close()
 
 
@@ -94,30 +116,33 @@ class Run:
     """A program with its memory: one block on the device, and on the host what goes there and comes back."""
 
     def __init__(self, executor: Executor, program: Program) -> None:
-        self.program = program
-        self._executor, self._device = executor, executor.device
+        self.program, self.device = program, executor.device
+        self._executor = executor
         self._graphs: dict[str, Graph] = {}
         self._pinned: list[Array] = []
-        self.block = self._device.allocate(program.nbytes)
-        try:
-            self._pinned += [self._device.pin(program.input_bytes)]
-            self._pinned += [self._device.pin(program.images.nbytes)]
-        except BaseException:
-            self.close()
-            raise
+        with self.device.current():
+            self.block = self.device.allocate(program.nbytes)
+            try:
+                self._pinned += [self.device.pin(program.input_bytes)]
+                self._pinned += [self.device.pin(program.images.nbytes)]
+            except BaseException:
+                self.close()
+                raise
         self._inputs, images = self._pinned
         self.images: Array = images.view(program.images.dtype).reshape(program.images.shape)
 
-    def fill(self, name: str, values: Array) -> None:
-        """Set an input: all of it, or of a table the first items of the first rows, [rows, items]."""
-        place = self.program.inputs[name]
-        held = _view(self._inputs, place)
-        if values.dtype != held.dtype:
-            raise ValueError(f"{name} is {held.dtype}, not {values.dtype}")
-        if values.shape != held.shape:
-            held = held[: values.shape[0], : values.shape[1]]
-        held[...] = values
+    def fill(self, inputs: Mapping[str, Array]) -> None:
+        """Set inputs by name: whole tensors, or of a table the first items of the first rows, [rows, items]."""
+        for name, values in inputs.items():
+            place = self.program.inputs[name]
+            held = self._inputs[place.offset : place.end].view(np.dtype(place.dtype)).reshape(place.shape)
+            if values.dtype != held.dtype:
+                raise ValueError(f"{name} is {held.dtype}, not {values.dtype}")
+            if values.shape != held.shape:
+                held = held[: values.shape[0], : values.shape[1]]
+            held[...] = values
 
+    @on_device
     def draw(self) -> None:
         """Run everything and wait: one launch, where graphs are kept."""
         program = self.program
@@ -126,32 +151,37 @@ class Run:
             for index in range(len(program.steps)):
                 self.step(index)
             self.decode()
-            self._executor.rest()
+            self._executor.unload()
         else:
             self._enqueue("picture", program.calls, first=True, last=True)
-            self._device.wait()
+            self.device.wait()
 
+    @on_device
     def encode(self) -> None:
         """Enqueue all that comes before the first step."""
         self._enqueue("encode", self.program.encode, first=True)
 
+    @on_device
     def step(self, index: int) -> None:
         """Enqueue one denoising step."""
         self._enqueue(f"step {index}", self.program.steps[index : index + 1])
 
+    @on_device
     def decode(self, after: int | None = None) -> None:
         """Enqueue the decoding of the finished latents, or of those after step ``after``, and wait for the images."""
         call = self.program.decode if after is None else self.program.decode_after(after)
         self._enqueue(f"decode {call.tensors[LATENTS].offset}", (call,), last=True)
-        self._device.wait()
+        self.device.wait()
 
+    @on_device
     def compute(self, call: Call) -> None:
         """Run one call by itself and wait."""
         if self._executor.low_memory:
-            self._executor.have([call.component])
-        self._executor.stage(call, self.block)()
-        self._device.wait()
+            self._executor.load_only([call.component])
+        self._executor.bind(call, self.block)()
+        self.device.wait()
 
+    @on_device
     def timed(self) -> list[tuple[str, float]]:
         """Run everything in parts and return what each took by the device's clock, in seconds."""
         parts: list[tuple[str, str, Sequence[Call], bool, bool]] = [
@@ -162,72 +192,71 @@ class Run:
         if not self._executor.low_memory:
             for _, key, calls, first, last in parts:  # captured before: that is not the picture's time
                 self._graph(key, calls, first, last)
-        marks = [self._device.mark()]
+        events = [self.device.record_event()]
         for _, key, calls, first, last in parts:
             self._enqueue(key, calls, first=first, last=last)
-            marks.append(self._device.mark())
-        self._device.wait()
-        return [(part[0], seconds) for part, seconds in zip(parts, self._device.seconds(marks), strict=True)]
+            events.append(self.device.record_event())
+        self.device.wait()
+        return [(part[0], seconds) for part, seconds in zip(parts, self.device.elapsed(events), strict=True)]
 
-    def read(self, place: Slice) -> Array:
+    @on_device
+    def read(self, place: Placement) -> Array:
         """Return a copy of a tensor as it is after everything enqueued."""
-        pinned = self._device.pin(place.nbytes)
+        pinned = self.device.pin(place.nbytes)
         try:
-            self._device.copy_out(pinned, self.block + place.offset)
-            self._device.wait()
+            self.device.copy_out(pinned, self.block + place.offset)
+            self.device.wait()
             return pinned.view(place.dtype).reshape(place.shape).copy()
         finally:
-            self._device.unpin(pinned)
+            self.device.unpin(pinned)
 
-    def write(self, place: Slice, values: Array) -> None:
+    @on_device
+    def write(self, place: Placement, values: Array) -> None:
         """Set a tensor after everything enqueued."""
-        pinned = self._device.pin(place.nbytes)
+        pinned = self.device.pin(place.nbytes)
         try:
             pinned.view(place.dtype).reshape(place.shape)[...] = values
-            self._device.copy_in(self.block + place.offset, pinned)
-            self._device.wait()
+            self.device.copy_in(self.block + place.offset, pinned)
+            self.device.wait()
         finally:
-            self._device.unpin(pinned)
+            self.device.unpin(pinned)
 
+    @on_device
     def close(self) -> None:
         """Free the graphs and the memory."""
         while self._graphs:
-            self._device.drop(self._graphs.popitem()[1])
+            self.device.drop(self._graphs.popitem()[1])
         while self._pinned:
-            self._device.unpin(self._pinned.pop())
+            self.device.unpin(self._pinned.pop())
         if self.block:
-            self._device.release(self.block)
+            self.device.release(self.block)
             self.block = 0
 
     def _enqueue(self, key: str, calls: Sequence[Call], *, first: bool = False, last: bool = False) -> None:
-        """Enqueue calls, after the copy of the inputs if they are the ``first``, before that of the images if last.
+        """Enqueue calls, after the copy of the inputs if ``first``, before that of the images if ``last``.
 
         ``key`` tells them apart: they are captured once.
         """
         if not self._executor.low_memory:
-            self._device.launch(self._graph(key, calls, first, last))
+            self.device.launch(self._graph(key, calls, first, last))
             return
-        for stage in self._stages(calls, first, last):
-            stage()
+        for enqueue in self._work(calls, first, last):
+            enqueue()
 
     def _graph(self, key: str, calls: Sequence[Call], first: bool, last: bool) -> Graph:
         if key not in self._graphs:
-            self._graphs[key] = self._device.capture(self._stages(calls, first, last))
-            self._executor.settle()
+            self._graphs[key] = self.device.capture(self._work(calls, first, last))
+            self._executor.save_kernel_caches()
         return self._graphs[key]
 
-    def _stages(self, calls: Sequence[Call], first: bool, last: bool) -> list[Stage]:
-        stages: list[Stage] = []
+    def _work(self, calls: Sequence[Call], first: bool, last: bool) -> list[Enqueue]:
+        work: list[Enqueue] = []
         if self._executor.low_memory and calls:
-            self._executor.have(call.component for call in calls)
+            self._executor.load_only(call.component for call in calls)
         if first:
-            stages.append(lambda: self._device.copy_in(self.block, self._inputs))
-        stages += [self._executor.stage(call, self.block) for call in calls]
+            work.append(lambda: self.device.copy_in(self.block, self._inputs))
+        work += [self._executor.bind(call, self.block) for call in calls]
         if last:
             images = self._pinned[1]
-            stages.append(lambda: self._device.copy_out(images, self.block + self.program.images.offset))
-        return stages
-
-
-def _view(memory: Array, place: Slice) -> Array:
-    return memory[place.offset : place.end].view(np.dtype(place.dtype)).reshape(place.shape)
+            work.append(lambda: self.device.copy_out(images, self.block + self.program.images.offset))
+        return work

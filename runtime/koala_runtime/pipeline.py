@@ -2,84 +2,63 @@
 
 from __future__ import annotations
 
-import secrets
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from koala_runtime import requests
-from koala_runtime.bundle import make_executor, open_engines
-from koala_runtime.contract.errors import DeviceError
-from koala_runtime.contract.manifest import TOKENIZERS
-from koala_runtime.executor import Run
-from koala_runtime.loop import compose
-from koala_runtime.memory import budget
-from koala_runtime.noise import randn
+from koala_bundle import __version__
+from koala_bundle.errors import DeviceError
+from koala_bundle.manifest import TOKENIZERS
+from koala_runtime.budget import budget
+from koala_runtime.executor import Executor, Run
+from koala_runtime.inputs import prepare
+from koala_runtime.opening import open_executor
+from koala_runtime.output import DeviceImages, PipelineOutput, hand_over
+from koala_runtime.program import make_program
 from koala_runtime.prompts import PromptEncoder
-from koala_runtime.schedule import Schedule, make_schedule
-
-Floats = NDArray[np.float32]
-StepCallback = Callable[["Pipeline", int, float, dict[str, Any]], dict[str, Any]]
+from koala_runtime.recipe import SCHEMA_VERSION, Recipe
+from koala_runtime.request import Callback, Floats, Request, make_request
+from koala_runtime.selection import EngineSet, open_engines
+from koala_runtime.steps import Step, Steps, call_back, stepwise
 
 _KEPT_RUNS = 4  # numbers of steps whose memory and graphs are kept
-
-
-@dataclass(frozen=True)
-class DeviceImages:
-    """Pictures in the memory of a GPU, uint8 [n, height, width, 3], for as long as the pipeline draws no others.
-
-    ``torch.as_tensor(images, device="cuda")``, CuPy and Numba take it without a copy.
-    """
-
-    address: int
-    shape: tuple[int, ...]
-
-    @property
-    def __cuda_array_interface__(self) -> dict[str, Any]:
-        """Version 3 of the protocol (Numba's documentation); no stream, because the pictures are finished."""
-        return {"shape": self.shape, "typestr": "|u1", "data": (self.address, False), "strides": None, "version": 3}
-
-
-@dataclass(frozen=True)
-class PipelineOutput:
-    """``images``: a list of PIL images, or float32 [n, height, width, 3] in [0, 1], or DeviceImages.
-
-    ``seed`` repeats them. ``timings``, if they were asked for: seconds by the device's clock of each run of each
-    component and of both copies.
-    """
-
-    images: Any
-    seed: int | None
-    timings: dict[str, list[float]] | None = None
 
 
 class Pipeline:
     """Runs a bundle. Use it as a context manager; calls from several threads queue.
 
     ``target``: ``tensorrt``, ``rtx`` or ``cpu``; None takes the best that the bundle has engines for and this machine
-    can run. ``low_memory`` keeps on the GPU only what the phase needs that a picture is in (text encoders, U-Net, VAE),
-    and loads the others again for each picture.
+    can run. ``low_memory`` keeps on the GPU only what the current phase needs (text encoders, U-Net, VAE) and loads
+    the others again for each picture. ``executor`` makes the executor from the chosen engines and ``low_memory``; pass
+    your own to run components another way.
+
+    Attributes: ``manifest``, ``target`` (a ``koala_bundle.targets.Target``), ``budget`` (device memory that a picture
+    takes), ``executor``.
     Raises BundleError and TargetError before anything is loaded, DeviceError if the GPU has too little memory.
     """
 
-    def __init__(self, bundle: str | Path, target: str | None = None, *, low_memory: bool = False) -> None:
+    def __init__(
+        self,
+        bundle: str | Path,
+        target: str | None = None,
+        *,
+        low_memory: bool = False,
+        executor: Callable[[EngineSet, bool], Executor] = open_executor,
+    ) -> None:
         engines = open_engines(Path(bundle), target)
-        self.manifest = engines.manifest
-        self.target = engines.target
+        self.manifest, self.target, self.digest = engines.manifest, engines.target, engines.digest
         self.budget = budget(engines.manifest, engines.record)
-        self._prompts = PromptEncoder((engines.path / TOKENIZERS[0], engines.path / TOKENIZERS[1]))
-        self._executor = make_executor(engines, low_memory=low_memory)
-        self._latent_shape = self.manifest.component("vae_decoder").inputs[0].shape
+        self._encoder = PromptEncoder((engines.path / TOKENIZERS[0], engines.path / TOKENIZERS[1]))
+        self.executor = executor(engines, low_memory)
         self._runs: dict[int, Run] = {}
-        self._lock = threading.RLock()
-        self._busy = self._closed = self._cancelled = False
+        self._turn = threading.Lock()
+        self._drawing_thread: int | None = None
+        self._closed = self._cancelled = False
 
     def __enter__(self) -> Self:
         return self
@@ -97,9 +76,9 @@ class Pipeline:
         if not self._closed:
             with self._exclusive():
                 self._closed = True
-                with suppress(DeviceError), self._executor.device.current():
+                with suppress(DeviceError):
                     self._drop(*self._runs)
-                self._executor.close()
+                self.executor.close()
 
     def cancel(self) -> None:
         """Let the call that is running in another thread return with the pictures that it has finished by then."""
@@ -115,7 +94,7 @@ class Pipeline:
         seed: int | None = None,
         latents: Floats | None = None,
         output_type: str = "pil",
-        callback_on_step_end: StepCallback | None = None,
+        callback_on_step_end: Callback | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         callback_steps: int = 1,
         timings: bool = False,
@@ -132,95 +111,131 @@ class Pipeline:
         ``output_type``: ``pil``, ``np`` or, on a GPU and for no more prompts than the bundle's batch, ``device``.
 
         ``callback_on_step_end(pipeline, step, timestep, {"latents": ...})`` is called after every ``callback_steps``
-        steps and may return other latents; with ``images`` among its tensors it also gets what they look like, uint8
-        [batch, height, width, 3]. With more prompts than the bundle's batch it sees the steps of each batch in turn.
-        ``timings`` has each part of the picture timed, and neither goes with the other. ``stream`` is a CUDA stream
-        (an integer, or anything with ``__cuda_stream__``): drawing begins when the work in it so far is done, such as
-        the last use of DeviceImages. The sizes are SDXL's micro-conditioning, (height, width) in pixels, by default
-        the bundle's own size.
+        steps and may return other latents; with ``images`` among its tensors it also gets a preview, uint8 [batch,
+        height, width, 3]. With more prompts than the bundle's batch it sees the steps of each batch in turn.
+        ``timings`` measures each part of the picture, and excludes a callback. ``stream`` is a CUDA stream (an integer,
+        or anything with ``__cuda_stream__``): drawing begins when the work that it holds so far is done, such as the
+        last use of DeviceImages. The sizes are SDXL's micro-conditioning, (height, width) in pixels, by default the
+        bundle's own size.
 
         Raises ArgumentError for whatever cannot be drawn, and DeviceError if the GPU fails.
         """
-        request = requests.check(
+        request = make_request(
             self.manifest,
-            prompt,
-            negative_prompt,
-            num_inference_steps,
-            guidance_scale,
-            seed,
-            {
-                "original_size": original_size,
-                "crops_coords_top_left": crops_coords_top_left,
-                "target_size": target_size,
-            },
-            output_type,
+            self.target,
+            self._encoder,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            seed=seed,
+            latents=latents,
+            output_type=output_type,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            callback_steps=callback_steps,
+            timings=timings,
+            stream=stream,
+            original_size=original_size,
+            crops_coords_top_left=crops_coords_top_left,
+            target_size=target_size,
         )
-        watch = requests.check_watch(
-            callback_on_step_end is not None, callback_on_step_end_tensor_inputs, callback_steps, timings
-        )
-        after = requests.check_device(self.manifest, self.target, len(request.prompts), output_type, stream)
-        shape = (len(request.prompts), *self._latent_shape[1:])
-        used_seed = None
-        if latents is None:
-            used_seed = secrets.randbits(32) if request.seed is None else request.seed
-            latents = randn(shape, used_seed)
-        else:
-            latents = requests.check_latents(latents, shape)
-        schedule = make_schedule(self.manifest.spec.scheduler, request.num_inference_steps)
-        batch = self.manifest.profile.batch
-        pictures: list[Any] = []
+        steps = Steps(self._draw(request, one_by_one=request.callback is not None))
+        if request.callback is not None:
+            return call_back(self, request.callback, steps)
+        for _ in steps:
+            pass
+        return steps.output
+
+    def steps(self, prompt: str | Sequence[str], **arguments: Any) -> Steps:
+        """Draw step by step, in a loop of the caller's.
+
+            for step in pipe.steps("a koala", seed=0):
+                step.preview()
+
+        Takes the arguments of a call but ``callback_on_step_end`` and ``timings``. Raises as a call does.
+        """
+        request = make_request(self.manifest, self.target, self._encoder, prompt=prompt, **arguments)
+        return Steps(self._draw(request, one_by_one=True))
+
+    def _draw(self, request: Request, *, one_by_one: bool) -> Generator[Step, None, PipelineOutput]:
+        """Draw batch after batch; yields after every step if they are taken ``one_by_one``."""
+        batch, timesteps = self.manifest.profile.batch, request.schedule.timesteps
+        pictures: list[NDArray[np.uint8]] = []
         times: dict[str, list[float]] = {}
-        with self._exclusive(), self._executor.device.current():
-            if after is not None:
-                self._executor.device.after(after)
+        with self._exclusive():
+            if request.stream is not None:
+                with self.executor.device.current():
+                    self.executor.device.wait_stream(request.stream)
             for start in range(0, len(request.prompts), batch):
                 if pictures and self._cancelled:
                     break
                 chunk = slice(start, start + batch)
-                count = len(request.prompts[chunk])
-                with self._run(len(schedule.timesteps)) as run:
-                    self._fill(run, request, chunk, latents, schedule)
-                    if timings:
+                with self._run(len(timesteps)) as run:
+                    run.fill(prepare(self.manifest, request, chunk))
+                    if one_by_one:
+                        yield from stepwise(run, timesteps)
+                    elif request.timings:
                         for part, seconds in run.timed():
                             times.setdefault(part, []).append(seconds)
-                    elif callback_on_step_end is None:
-                        run.draw()
                     else:
-                        self._draw_watched(run, schedule, callback_on_step_end, watch, callback_steps)
-                    if output_type == "device":
-                        address = run.block + run.program.images.offset
-                        return PipelineOutput(
-                            DeviceImages(address, (count, *run.images.shape[1:])), used_seed, times or None
-                        )
-                    pictures.append(run.images[:count].copy())
-        images = np.concatenate(pictures)
-        shown = (
-            [Image.fromarray(image) for image in images]
-            if output_type == "pil"
-            else images.astype(np.float32) / np.float32(255)
+                        run.draw()
+                    images: NDArray[np.uint8] = run.images[: len(request.prompts[chunk])]
+                    if request.output_type == "device":
+                        held = DeviceImages(run.block + run.program.images.offset, images.shape)
+                        return self._output(request, held, len(images), times)
+                    pictures.append(images.copy())
+        drawn = np.concatenate(pictures)
+        return self._output(request, hand_over(drawn, request.output_type), len(drawn), times)
+
+    def _output(
+        self, request: Request, images: Any, count: int, times: dict[str, list[float]]
+    ) -> PipelineOutput:
+        recipes = tuple(self._recipe(request, index) for index in range(count))
+        return PipelineOutput(images, request.seed, recipes, times or None)
+
+    def _recipe(self, request: Request, index: int) -> Recipe:
+        profile, sizes = self.manifest.profile, [float(side) for side in request.time_ids]
+        return Recipe(
+            schema_version=SCHEMA_VERSION,
+            version=__version__,
+            bundle=self.digest,
+            target=self.target.name,
+            prompt=request.prompts[index],
+            negative_prompt=request.negative_prompts[index],
+            seed=request.seed,
+            index=index,
+            count=len(request.prompts),
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            sampler="Euler",
+            height=profile.height,
+            width=profile.width,
+            original_size=tuple(sizes[:2]),
+            crops_coords_top_left=tuple(sizes[2:4]),
+            target_size=tuple(sizes[4:]),
         )
-        return PipelineOutput(shown, used_seed, times or None)
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
-        """Queue calls of several threads; refuse a call from inside a callback, which would never get its turn."""
-        with self._lock:
-            if self._busy:
-                raise RuntimeError("a pipeline cannot be called or closed by its own callback_on_step_end")
+        """Queue calls of several threads; refuse a call from inside a loop or callback, which would wait for itself."""
+        if self._drawing_thread == threading.get_ident():
+            raise RuntimeError("a pipeline cannot be called or closed by its own callback or loop over steps")
+        with self._turn:
             if self._closed:
                 raise RuntimeError("this pipeline is closed")
-            self._busy, self._cancelled = True, False
+            self._drawing_thread, self._cancelled = threading.get_ident(), False
             try:
                 yield
             finally:
-                self._busy = False
+                self._drawing_thread = None
 
     @contextmanager
     def _run(self, steps: int) -> Iterator[Run]:
         """Give the memory and graphs for a number of steps; after a failure they are not used again."""
         run = self._runs.pop(steps, None)
         if run is None:
-            run = Run(self._executor, compose(self.manifest.components, steps, half=self._executor.half))
+            run = Run(self.executor, make_program(self.manifest.components, steps, half=self.executor.half))
         self._runs[steps] = run  # most recent last
         if len(self._runs) > _KEPT_RUNS:
             self._drop(next(iter(self._runs)))
@@ -230,57 +245,9 @@ class Pipeline:
             with suppress(DeviceError):
                 self._drop(steps)
             with suppress(DeviceError):
-                self._executor.rest()
+                self.executor.unload()
             raise
 
     def _drop(self, *steps: int) -> None:
         for count in steps:
             self._runs.pop(count).close()
-
-    def _fill(self, run: Run, request: requests.Request, chunk: slice, latents: Floats, schedule: Schedule) -> None:
-        profile = self.manifest.profile
-        prompts = _pad(request.prompts[chunk], profile.batch)
-        negatives = _pad(request.negative_prompts[chunk], profile.batch) if profile.cfg else []
-        texts = [*negatives, *prompts]
-        ids, ids_2 = self._prompts.encode([text or "" for text in texts])
-        run.fill("input_ids", ids)
-        run.fill("input_ids_2", ids_2)
-        zeroed = self.manifest.spec.force_zeros_for_empty_prompt
-        mask = [0.0 if text is None and zeroed else 1.0 for text in texts]
-        run.fill("prompt_mask", np.array(mask, np.float32))
-        run.fill("time_ids", np.tile(request.time_ids, (profile.rows, 1)))
-        if profile.cfg:
-            # At 1 the guided prediction is the prompt's own: u + 1 * (c - u) = c.
-            run.fill("guidance_scale", np.array([max(request.guidance_scale, 1.0)], np.float32))
-        count = len(schedule.timesteps)
-        run.fill("timestep", schedule.timesteps.reshape(count, 1))
-        run.fill("sigma", schedule.sigmas[:-1].reshape(count, 1))
-        run.fill("sigma_next", schedule.sigmas[1:].reshape(count, 1))
-        noise = np.zeros((profile.batch, *latents.shape[1:]), np.float32)
-        part = latents[chunk]
-        noise[: len(part)] = part * np.float32(schedule.init_noise_sigma)
-        run.fill("latents", noise)
-
-    def _draw_watched(
-        self, run: Run, schedule: Schedule, callback: StepCallback, watch: Sequence[str], every: int
-    ) -> None:
-        run.encode()
-        for step, place in enumerate(run.program.latents[1:]):
-            run.step(step)
-            if (step + 1) % every:
-                continue
-            tensors: dict[str, Any] = {}
-            if "latents" in watch:
-                tensors["latents"] = run.read(place)
-            if "images" in watch:
-                run.decode(step)
-                tensors["images"] = run.images.copy()
-            returned = callback(self, step, float(schedule.timesteps[step]), tensors)
-            if returned and "latents" in returned:
-                run.write(place, requests.check_latents(returned["latents"], self._latent_shape))
-        run.decode()
-
-
-def _pad(items: list[Any], length: int) -> list[Any]:
-    """Repeat the last item: a static batch always runs in full."""
-    return items + items[-1:] * (length - len(items))

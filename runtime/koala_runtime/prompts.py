@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from koala_runtime.contract.errors import ArgumentError, BundleError
+from koala_bundle.errors import ArgumentError, BundleError
 
 MAX_CHARACTERS = 20_000  # far beyond what 77 tokens can hold; stops a document pasted by mistake
 
@@ -38,14 +38,14 @@ def check_text(argument: str, text: object) -> str:
     """Return ``text`` if it can be tokenised; raises ArgumentError otherwise."""
     if not isinstance(text, str):
         raise ArgumentError(
-            argument, expected="a string", found=type(text).__name__, mend="pass text, or a list of texts"
+            argument, expected="a string", found=type(text).__name__, fix="pass text, or a list of texts"
         )
     if len(text) > MAX_CHARACTERS:
         raise ArgumentError(
             argument,
             expected=f"at most {MAX_CHARACTERS:,} characters",
             found=f"{len(text):,}",
-            mend="shorten it: the model reads the first 77 tokens, about 60 words",
+            fix="shorten it: the model reads the first 77 tokens, about 60 words",
         )
     try:
         text.encode()
@@ -54,7 +54,7 @@ def check_text(argument: str, text: object) -> str:
             argument,
             expected="text that UTF-8 can hold",
             found=f"a lone surrogate at character {error.start}",
-            mend="remove that character",
+            fix="remove that character",
         ) from None
     return text
 
@@ -64,5 +64,5 @@ def _load(path: Path) -> Tokenizer:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises bare Exception
         raise BundleError(
-            str(path), expected="a tokenizer", found=str(error), mend="export the bundle again with `koala export`"
+            str(path), expected="a tokenizer", found=str(error), fix="export the bundle again with `koala export`"
         ) from None

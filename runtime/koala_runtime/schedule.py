@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from koala_runtime.contract.spec import SchedulerSpec
+from koala_bundle.spec import SchedulerSpec
 
 Floats = NDArray[np.float32]
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from koala_bench.backends import Work
-from koala_runtime.contract.manifest import read_manifest
+from koala_bundle.manifest import read_manifest
 
 DELAY = 0.06  # seconds
 STARTED = time.monotonic()

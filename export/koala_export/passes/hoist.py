@@ -17,8 +17,8 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
 from koala_export.passes.graph import constant
-from koala_export.passes.lift import can_lift, lift
-from koala_runtime.contract.io import Component
+from koala_export.passes.batch_steps import batch_steps, can_batch
+from koala_bundle.tensors import Component
 
 VIEWS = {"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Expand", "Identity"}
 """Operations that rearrange their first input; TensorRT makes no kernel of most of them."""
@@ -79,7 +79,7 @@ def _dependence(graph: ir.Graph, latents: Collection[str], per_step: Collection[
         depends.setdefault(name, loop)
     for node in graph:
         most = max((depends[str(value.name)] for value in _reads(node)), default=Depends.NOTHING)
-        if most == Depends.STEP and not can_lift(node):
+        if most == Depends.STEP and not can_batch(node):
             most = Depends.LATENTS  # computed anew in each step
         if _draws(node):
             most = Depends.LATENTS
@@ -130,7 +130,7 @@ def _become_prologue(model: ir.Model, cut: list[str], depends: dict[str, Depends
     graph.outputs.extend(values[name] for name in cut)
     _prune(model)
     lifted = {name for name, kind in depends.items() if kind == Depends.STEP}
-    lift(graph, lifted, steps)
+    batch_steps(graph, lifted, steps)
     return frozenset(lifted & {*cut})
 
 

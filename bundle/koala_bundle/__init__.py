@@ -1,0 +1,12 @@
+"""What a bundle is: the ground floor, which every other package stands on. Standard library only.
+
+- ``spec``: what a model is (``ModelSpec``) and the static profile it is compiled for
+- ``tensors``: the one table of tensors that every package reads
+- ``targets``: the one table of targets: what compiles and what runs a plan
+- ``manifest``: manifest.json; ``engine_record``: engines/<target>/engine.json
+- ``counts``: how much work a component is
+- ``files``: digests, atomic writes, staged folders; ``codec``: dataclasses to JSON and back
+- ``errors``: every error that is raised on purpose
+"""
+
+__version__ = "0.1.0"

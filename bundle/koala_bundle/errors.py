@@ -1,0 +1,57 @@
+"""The errors this project raises on purpose.
+
+    KoalaError              exit code 1: work that was well asked for failed
+    ├── BuildError          a converter or compiler refused a component
+    ├── GateError           a converted component does not compute what PyTorch computes
+    ├── DeviceError         the GPU refused or failed, or has too little memory
+    └── InputError          exit code 2: what was passed in can be mended by whoever passed it
+        ├── ArgumentError   an option or a call argument
+        ├── CheckpointError a checkpoint folder, hub name or preset
+        ├── BundleError     a bundle or one of its files
+        └── TargetError     engines that are missing, stale, or made for another machine
+
+Every message is one sentence with the same four parts, so that a reader always learns what is wrong, what
+was expected, what was found and how to fix it.
+"""
+
+from __future__ import annotations
+
+
+class KoalaError(Exception):
+    """Base of all errors raised on purpose. ``str()`` gives the whole sentence."""
+
+    def __init__(self, what: str, *, expected: str, found: str, fix: str) -> None:
+        self.what, self.expected, self.found, self.fix = what, expected, found, fix
+        super().__init__(f"{what}: expected {expected}, found {found}; {fix}.")
+
+
+class BuildError(KoalaError):
+    """A converter or compiler refused a component."""
+
+
+class GateError(KoalaError):
+    """A converted component does not compute what PyTorch computes."""
+
+
+class DeviceError(KoalaError):
+    """The GPU refused or failed, or has too little memory."""
+
+
+class InputError(KoalaError):
+    """Something that was passed in is wrong; the caller can fix it."""
+
+
+class ArgumentError(InputError):
+    """An option or call argument is wrong."""
+
+
+class CheckpointError(InputError):
+    """A checkpoint cannot be read, or is not of the SDXL shape."""
+
+
+class BundleError(InputError):
+    """A bundle, or a file in it, is missing, damaged or of another schema."""
+
+
+class TargetError(InputError):
+    """The engines for a target are missing, stale, or made for another machine."""

@@ -1,0 +1,113 @@
+"""manifest.json: what a bundle is."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from koala_bundle.codec import CodecError, from_json
+from koala_bundle.counts import NOTHING, Counts
+from koala_bundle.errors import BundleError
+from koala_bundle.files import FileEntry
+from koala_bundle.tensors import Component
+from koala_bundle.spec import ModelSpec, Profile, Sampling
+
+SCHEMA_VERSION = 3
+MANIFEST = "manifest.json"
+TOKENIZERS = ("tokenizer", "tokenizer_2")
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class ComponentEntry(Component):
+    """A component in a bundle, its files (the ONNX graph first, then its external data), and how much work it is."""
+
+    files: tuple[str, ...] = ()
+    counts: Counts = NOTHING
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a bundle was exported from: digest of the checkpoint's files, and the versions of what converted it."""
+
+    checkpoint: str
+    tools: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The whole of manifest.json.
+
+    ``gate`` is ``passed``, or ``skipped`` where the exporter was told so; ``passes`` names the graph passes that ran,
+    and ``traced`` says how much work each component was before them.
+    """
+
+    schema_version: int
+    origin: Origin
+    gate: str
+    spec: ModelSpec
+    profile: Profile
+    sampling: Sampling
+    passes: tuple[str, ...]
+    traced: dict[str, Counts]
+    components: tuple[ComponentEntry, ...]
+    files: dict[str, FileEntry]
+
+    def component(self, name: str) -> ComponentEntry:
+        """Return the entry called ``name``."""
+        return next(entry for entry in self.components if entry.name == name)
+
+    def onnx_digests(self) -> dict[str, str]:
+        """SHA-256 by path of every ONNX file, external data included."""
+        return {path: self.files[path].sha256 for entry in self.components for path in entry.files}
+
+
+def read_manifest(bundle: Path) -> Manifest:
+    """Read ``bundle/manifest.json``. Raises BundleError if it is missing, damaged or of another schema."""
+    if bundle.exists() and not bundle.is_dir():
+        raise BundleError(
+            str(bundle), expected="a bundle folder", found="a file", fix="pass the folder that `koala export` wrote"
+        )
+    path = bundle / MANIFEST
+    if not path.is_file():
+        raise BundleError(
+            str(path),
+            expected="the manifest of a bundle",
+            found="no file" if bundle.is_dir() else "no folder",
+            fix=f"make the bundle with `koala export SOURCE {bundle}`",
+        )
+    fix = f"export the bundle again with `koala export SOURCE {bundle}`"
+    manifest = read_record(Manifest, path, fix)
+    check_listed(path, {name for entry in manifest.components for name in entry.files}, manifest.files, fix)
+    return manifest
+
+
+def check_listed(path: Path, names: set[str], files: dict[str, FileEntry], fix: str) -> None:
+    """Refuse a file that is to be loaded without a digest to check it by."""
+    unlisted = sorted(names - files.keys())
+    if unlisted:
+        raise BundleError(f"{path}: files", expected=f"a digest of {unlisted[0]!r}", found="none", fix=fix)
+
+
+def read_record(cls: type[T], path: Path, fix: str) -> T:
+    """Read a JSON file of this schema version as the dataclass ``cls``. Raises BundleError, with ``fix`` as advice."""
+    try:
+        data = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise BundleError(str(path), expected="JSON", found=f"a file that ends in error ({error})", fix=fix) from None
+    version = data.get("schema_version") if isinstance(data, dict) else None
+    if version != SCHEMA_VERSION:
+        newer = isinstance(version, int) and version > SCHEMA_VERSION
+        raise BundleError(
+            f"{path}: schema_version",
+            expected=str(SCHEMA_VERSION),
+            found=str(version),
+            fix="upgrade koala-trt, which is older than the bundle" if newer else fix,
+        )
+    try:
+        return from_json(cls, data)
+    except CodecError as error:
+        raise BundleError(f"{path}: {error.field}", expected=error.expected, found=error.found, fix=fix) from None

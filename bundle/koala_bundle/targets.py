@@ -1,0 +1,94 @@
+"""The table of targets: what compiles a plan, what runs it, and what that takes.
+
+Nothing else in the project compares the names of targets; it asks a ``Target``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from koala_bundle.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Target:
+    """One way to run a bundle.
+
+    ``name`` is what users write. ``engines`` is the folder of its plans, which two targets may share. ``library`` is
+    the Python module that compiles the plans and runs them, and ``extra`` the extra of koala-trt that installs it
+    (None: the bare install has it). ``half`` is the dtype in which float16 tensors are held at run time.
+    ``needs_gpu``: running takes an NVIDIA GPU; ``built_on_its_gpu``: so does building, and plans are for that model.
+    ``has_device``: tensors live in a device's own memory, so that streams, device output and a memory budget exist.
+    """
+
+    name: str
+    engines: str
+    library: str
+    extra: str | None
+    half: str
+    needs_gpu: bool
+    built_on_its_gpu: bool
+    has_device: bool
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def install(self) -> str:
+        """The command that installs what the target needs."""
+        return f"pip install koala-trt[{self.extra}]" if self.extra else "pip install koala-trt"
+
+
+TENSORRT = Target(
+    "tensorrt",
+    engines="tensorrt",
+    library="tensorrt",
+    extra="tensorrt",
+    half="float16",
+    needs_gpu=True,
+    built_on_its_gpu=True,
+    has_device=True,
+)
+RTX = Target(
+    "rtx",
+    engines="rtx",
+    library="tensorrt_rtx",
+    extra="rtx",
+    half="float16",
+    needs_gpu=True,
+    built_on_its_gpu=False,
+    has_device=True,
+)
+CPU = Target(
+    "cpu",
+    engines="cpu",
+    library="onnxruntime",
+    extra=None,
+    half="float32",
+    needs_gpu=False,
+    built_on_its_gpu=False,
+    has_device=False,
+)
+SIMULATED = Target(
+    "simulated",
+    engines="cpu",
+    library="onnxruntime",
+    extra=None,
+    half="float32",
+    needs_gpu=False,
+    built_on_its_gpu=False,
+    has_device=True,
+)
+"""Runs the cpu target's plans on a simulated GPU (``koala_runtime.devices.simulated``); for development."""
+
+TARGETS = (TENSORRT, RTX, CPU)
+"""Those for users, best first."""
+
+
+def find_target(name: str, *, simulated: bool = False) -> Target:
+    """Return the target called ``name``; ``simulated`` admits SIMULATED, too. Raises ArgumentError if there is none."""
+    for target in (*TARGETS, *((SIMULATED,) if simulated else ())):
+        if target.name == name:
+            return target
+    names = " or ".join(target.name for target in TARGETS)
+    raise ArgumentError("target", expected=names, found=repr(name), fix="pass one of these")

@@ -1,0 +1,112 @@
+"""The one table of tensors: which components there are and what goes in and out of each.
+
+Trace inputs, ONNX names, the static optimization profile, the runtime's buffers and the manifest are all read
+from here. Components meet by tensor name: an output feeds every later input of the same name.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from koala_bundle.spec import ModelSpec, Profile
+
+ITEM_BYTES = {"float32": 4, "float16": 2, "int32": 4, "uint8": 1}
+ROW_ALIGNMENT = 256  # bytes; what CUDA's allocators give and TensorRT asks of a tensor's address
+
+
+@dataclass(frozen=True)
+class IOTensor:
+    """A tensor at a component's edge; ``dtype`` is numpy's name, ``shape`` is static.
+
+    ``per_step`` tensors have another value in every denoising step; a run keeps them as a table of one row per step.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    per_step: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+    @property
+    def row_items(self) -> int:
+        """Length of this tensor's row in a table, in items: padded, so that every row starts at an aligned address."""
+        return -(-self.nbytes // ROW_ALIGNMENT) * ROW_ALIGNMENT // ITEM_BYTES[self.dtype]
+
+
+@dataclass(frozen=True)
+class Component:
+    """One exported graph.
+
+    ``steps`` is 0 but for a component that computes the values of that many denoising steps at once: there a
+    ``per_step`` tensor is a piece of its table, [steps, row_items], and a tensor's own items come first in its row.
+    """
+
+    name: str
+    inputs: tuple[IOTensor, ...]
+    outputs: tuple[IOTensor, ...]
+    steps: int = 0
+
+    def graph_shape(self, tensor: IOTensor) -> tuple[int, ...]:
+        """Return the shape that ``tensor`` has in this component's graph."""
+        return (self.steps, tensor.row_items) if self.steps and tensor.per_step else tensor.shape
+
+
+def components(spec: ModelSpec, profile: Profile) -> tuple[Component, ...]:
+    """Return the components in the order in which a picture runs them.
+
+    ``rows`` is ``batch``, twice that under guidance, in the order [negative..., prompt...].
+
+    - ``prompt_mask`` float32 [rows]: 1 keeps a row's text embeddings, 0 makes them zero
+      (diffusers' force_zeros_for_empty_prompt).
+    - ``time_ids`` float32 [rows, 6]: original size, crop corner and target size, each (height, width) in pixels.
+    - ``sigma``, ``sigma_next`` float32 [1]: noise levels before and after the step, unitless.
+    - ``timestep`` float32 [1]: the U-Net's conditioning value.
+    - ``latents`` float32 [batch, channels, height / 8, width / 8].
+    """
+    first, second, unet, vae = spec.text_encoder, spec.text_encoder_2, spec.unet, spec.vae
+    half = {"fp16": "float16", "fp32": "float32"}[profile.precision]
+    rows, batch = profile.rows, profile.batch
+    latent_shape = (batch, unet.in_channels, profile.height // vae.scale_factor, profile.width // vae.scale_factor)
+
+    prompt_mask = IOTensor("prompt_mask", "float32", (rows,))
+    hidden_states = IOTensor("hidden_states", half, (rows, first.sequence_length, first.hidden_size))
+    hidden_states_2 = IOTensor("hidden_states_2", half, (rows, second.sequence_length, second.hidden_size))
+    text_embeds = IOTensor("text_embeds", half, (rows, second.projection_dim or 0))
+    latents = IOTensor("latents", "float32", latent_shape)
+    return (
+        Component(
+            "text_encoder",
+            (IOTensor("input_ids", "int32", (rows, first.sequence_length)), prompt_mask),
+            (hidden_states,),
+        ),
+        Component(
+            "text_encoder_2",
+            (IOTensor("input_ids_2", "int32", (rows, second.sequence_length)), prompt_mask),
+            (hidden_states_2, text_embeds),
+        ),
+        Component(
+            "denoiser",
+            (
+                latents,
+                IOTensor("sigma", "float32", (1,), per_step=True),
+                IOTensor("sigma_next", "float32", (1,), per_step=True),
+                IOTensor("timestep", "float32", (1,), per_step=True),
+                *((IOTensor("guidance_scale", "float32", (1,)),) if profile.cfg else ()),
+                hidden_states,
+                hidden_states_2,
+                text_embeds,
+                IOTensor("time_ids", "float32", (rows, 6)),
+            ),
+            (IOTensor("next_latents", "float32", latent_shape),),
+        ),
+        Component(
+            "vae_decoder",
+            (latents,),
+            (IOTensor("images", "uint8", (batch, profile.height, profile.width, 3)),),
+        ),
+    )

@@ -1,0 +1,135 @@
+"""The ``cpu`` target: plans are ONNX Runtime models in float32, the device is the processor and its memory the host's."""
+
+from __future__ import annotations
+
+import ctypes
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+
+from koala_bundle.errors import BundleError
+from koala_bundle.tensors import ROW_ALIGNMENT
+from koala_runtime.devices.base import Array, Event, HostGraphs, Tensor
+
+VERSION: str = ort.__version__
+
+
+class CpuDevice(HostGraphs):
+    """The processor: whatever is enqueued runs at once."""
+
+    def __init__(self) -> None:
+        self._memory: dict[int, Array] = {}
+
+    @contextmanager
+    def current(self) -> Iterator[None]:
+        """Nothing to do."""
+        yield
+
+    def free_bytes(self) -> int | None:
+        """Not tracked."""
+        return None
+
+    def allocate(self, nbytes: int) -> int:
+        """Return the address of uninitialised memory."""
+        array = np.empty(nbytes + ROW_ALIGNMENT, np.uint8)
+        address = -(-array.ctypes.data // ROW_ALIGNMENT) * ROW_ALIGNMENT
+        self._memory[address] = array
+        return address
+
+    def release(self, address: int) -> None:
+        """Free memory."""
+        del self._memory[address]
+
+    def pin(self, nbytes: int) -> Array:
+        """Return zeros."""
+        return np.zeros(nbytes, np.uint8)
+
+    def unpin(self, array: Array) -> None:
+        """Nothing to do."""
+
+    def copy_in(self, address: int, array: Array) -> None:
+        """Copy."""
+        ctypes.memmove(address, array.ctypes.data, array.nbytes)
+
+    def copy_out(self, array: Array, address: int) -> None:
+        """Copy."""
+        ctypes.memmove(array.ctypes.data, address, array.nbytes)
+
+    def record_event(self) -> Event:
+        """Return the time."""
+        return time.perf_counter()
+
+    def elapsed(self, events: Sequence[Event]) -> list[float]:
+        """Return the differences."""
+        return [after - before for before, after in pairwise(events)]
+
+    def wait(self) -> None:
+        """Nothing to do."""
+
+    def wait_stream(self, stream: int) -> None:
+        """Never called: requests with a stream were refused before."""
+
+    def close(self) -> None:
+        """Free what is left."""
+        self._memory.clear()
+
+
+class OrtEngine:
+    """A plan as an ONNX Runtime session, which has scratch memory of its own.
+
+    ``providers`` are ONNX Runtime's execution providers, and ``memory`` is its name for the place of the tensors.
+    Raises BundleError for a file that ONNX Runtime does not load.
+    """
+
+    activation_bytes = 0
+
+    def __init__(self, path: Path, providers: Sequence[Any] = ("CPUExecutionProvider",), memory: str = "cpu") -> None:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        # A session's threads spin while they wait for more work, and so take the cores from the next session.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        self._memory = memory
+        try:
+            self._session: Any = ort.InferenceSession(str(path), options, providers=[*providers])
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            raise BundleError(
+                str(path),
+                expected=f"a plan that ONNX Runtime {VERSION} loads",
+                found=str(error).splitlines()[0],
+                fix="build the engines again with `koala engines BUNDLE --target cpu`",
+            ) from error
+
+    @property
+    def outputs(self) -> list[str]:
+        """Names of the output tensors."""
+        return [tensor.name for tensor in self._session.get_outputs()]
+
+    def bind(self, tensors: Mapping[str, Tensor], activations: int) -> Callable[[], bool]:
+        """Return a function that runs the session on the memory of ``tensors``."""
+        session, binding = self._session, self._session.io_binding()
+        for tensors_of, bind in (
+            (session.get_inputs(), binding.bind_input),
+            (session.get_outputs(), binding.bind_output),
+        ):
+            for name in (tensor.name for tensor in tensors_of):
+                at = tensors[name]
+                bind(name, self._memory, 0, np.dtype(at.dtype), at.shape, at.address)
+
+        def run() -> bool:
+            session.run_with_iobinding(binding)
+            return True
+
+        return run
+
+    def save_kernel_cache(self) -> None:
+        """Nothing to keep."""
+
+    def close(self) -> None:
+        """Drop the session."""
+        self._session = None

@@ -1,0 +1,91 @@
+"""From the chosen engines of a bundle to an executor: one function per kind of device."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from importlib.util import find_spec
+from typing import TypeAlias
+
+from koala_bundle.errors import TargetError
+from koala_bundle.targets import CPU, RTX, SIMULATED, TENSORRT, Target
+from koala_machine.driver import query_driver
+from koala_machine.tensorrt import open_tensorrt
+from koala_runtime.budget import budget, check_free
+from koala_runtime.devices.base import Device, Engine
+from koala_runtime.executor import Executor
+from koala_runtime.selection import EngineSet
+
+Loader: TypeAlias = Callable[[str], Engine]
+
+
+def open_executor(engines: EngineSet, low_memory: bool = False) -> Executor:
+    """Load the plans.
+
+    Raises TargetError for plans of another version of the compiler, DeviceError if the GPU has too little memory.
+    """
+    device, load = _OPENERS[engines.target.name](engines)
+    try:
+        with device.current():
+            check_free(budget(engines.manifest, engines.record), device.free_bytes(), low_memory=low_memory)
+    except BaseException:
+        device.close()
+        raise
+    return Executor(device, load, engines.components, engines.target.half, low_memory)
+
+
+def obstacle(target: Target) -> str | None:
+    """Return why this machine cannot run plans of ``target``, in words; None if it can."""
+    if not target.needs_gpu:
+        return None if find_spec(target.library) else f"{target.library} is not installed; `{target.install}`"
+    from koala_runtime.devices.cuda import cuda_runtime
+
+    problem = query_driver().problem
+    try:
+        open_tensorrt(target)
+        cuda_runtime()
+    except TargetError as error:
+        return problem or f"{error.found}; {error.fix}"
+    return problem
+
+
+def _cpu(engines: EngineSet) -> tuple[Device, Loader]:
+    from koala_runtime.devices.cpu import VERSION, CpuDevice, OrtEngine
+
+    engines.check_version(VERSION)
+    return CpuDevice(), lambda name: OrtEngine(engines.plan(name))
+
+
+def _simulated(engines: EngineSet) -> tuple[Device, Loader]:
+    from koala_runtime.devices.cpu import VERSION
+    from koala_runtime.devices.simulated import SimulatedDevice, SimulatedEngine
+
+    engines.check_version(VERSION)
+    device = SimulatedDevice()
+    weights = budget(engines.manifest, engines.record).weights
+    scratch = {entry.name: sum(tensor.nbytes for tensor in entry.outputs) for entry in engines.manifest.components}
+    return device, lambda name: SimulatedEngine(device, name, engines.plan(name), weights[name], scratch[name])
+
+
+def _gpu(engines: EngineSet) -> tuple[Device, Loader]:
+    from koala_runtime.devices.cuda import CudaDevice
+    from koala_runtime.devices.tensorrt import TensorRTEngine
+
+    module = open_tensorrt(engines.target)
+    engines.check_version(str(module.__version__))
+    device = CudaDevice()
+    # The cache holds for one version of the library on one model of GPU.
+    suffix = re.sub(r"\W+", "-", f"{engines.record.key.compiler_version} {query_driver().gpu}").strip("-")
+
+    def load(name: str) -> Engine:
+        return TensorRTEngine(module, engines.plan(name), device, engines.folder / f"{name}-{suffix}.kernels")
+
+    return device, load
+
+
+_OPENERS: dict[str, Callable[[EngineSet], tuple[Device, Loader]]] = {
+    CPU.name: _cpu,
+    RTX.name: _gpu,
+    TENSORRT.name: _gpu,
+    SIMULATED.name: _simulated,
+}

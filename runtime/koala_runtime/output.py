@@ -1,0 +1,49 @@
+"""What a call returns: pictures on the host or on a device, and what repeats them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from koala_runtime.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class DeviceImages:
+    """Pictures in the memory of a GPU, uint8 [n, height, width, 3], valid until the pipeline draws again or closes.
+
+    ``torch.as_tensor(images, device="cuda")``, CuPy and Numba take it without a copy.
+    """
+
+    address: int
+    shape: tuple[int, ...]
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """Version 3 of the protocol (Numba's documentation); no stream, because the pictures are finished."""
+        return {"shape": self.shape, "typestr": "|u1", "data": (self.address, False), "strides": None, "version": 3}
+
+
+@dataclass(frozen=True)
+class PipelineOutput:
+    """``images``: a list of PIL images, or float32 [n, height, width, 3] in [0, 1], or DeviceImages.
+
+    ``seed`` repeats them, and so do the ``recipes``, one per picture. ``timings``, if they were asked for: seconds by
+    the device's clock of each run of each component and of both copies.
+    """
+
+    images: Any
+    seed: int | None
+    recipes: tuple[Recipe, ...]
+    timings: dict[str, list[float]] | None = None
+
+
+def hand_over(pictures: NDArray[np.uint8], output_type: str) -> Any:
+    """Return uint8 [n, height, width, 3] as ``output_type`` wants it: ``pil`` or ``np``."""
+    if output_type == "pil":
+        return [Image.fromarray(picture) for picture in pictures]
+    return pictures.astype(np.float32) / np.float32(255)

@@ -1,0 +1,102 @@
+"""The recipe of a picture: everything that draws it again, kept in the PNG file itself.
+
+A file carries it twice: as JSON under the key ``koala``, which this module reads, and as the ``parameters`` text of the
+AUTOMATIC1111 web UI, which many viewers and sites read.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, PngImagePlugin
+
+from koala_bundle.codec import CodecError, from_json, to_json
+from koala_bundle.errors import ArgumentError
+
+SCHEMA_VERSION = 1
+KEY, A1111_KEY = "koala", "parameters"
+_FIX = "pass a PNG file that `koala run` wrote, unchanged"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One picture of a call.
+
+    ``seed`` drew the noise of all ``count`` pictures of the call, of which this is the one at ``index``; it is None
+    where the caller brought latents, and such a picture cannot be drawn again. Sizes are (height, width) in pixels.
+    ``bundle`` is the SHA-256 of the bundle's manifest.json, ``version`` that of koala-trt.
+    """
+
+    schema_version: int
+    version: str
+    bundle: str
+    target: str
+    prompt: str
+    negative_prompt: str | None
+    seed: int | None
+    index: int
+    count: int
+    num_inference_steps: int
+    guidance_scale: float
+    sampler: str
+    height: int
+    width: int
+    original_size: tuple[float, ...]
+    crops_coords_top_left: tuple[float, ...]
+    target_size: tuple[float, ...]
+
+    @property
+    def parameters(self) -> str:
+        """The recipe as the A1111 web UI writes it: prompt, negative prompt, and one line of settings."""
+        settings = {
+            "Steps": self.num_inference_steps,
+            "Sampler": self.sampler,
+            "CFG scale": f"{self.guidance_scale:g}",
+            "Seed": self.seed,
+            "Size": f"{self.width}x{self.height}",
+            "Model hash": self.bundle[:10],
+            "Version": f"koala-trt {self.version}",
+        }
+        lines = [self.prompt]
+        if self.negative_prompt is not None:
+            lines.append(f"Negative prompt: {self.negative_prompt}")
+        lines.append(", ".join(f"{name}: {value}" for name, value in settings.items() if value is not None))
+        return "\n".join(lines)
+
+
+def to_png(image: Image.Image, recipe: Recipe) -> bytes:
+    """Return ``image`` as a PNG file that carries its recipe; the same picture and recipe give the same bytes."""
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt(A1111_KEY, recipe.parameters)
+    text.add_itxt(KEY, json.dumps(to_json(recipe), ensure_ascii=False, sort_keys=True))
+    stream = BytesIO()
+    image.save(stream, "PNG", pnginfo=text)
+    return stream.getvalue()
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Return the recipe in a PNG file. Raises ArgumentError if there is no such file, or no readable recipe in it."""
+    try:
+        with Image.open(path) as image:
+            image.load()  # the text may come after the pixels
+            text: Any = getattr(image, "text", {}).get(KEY)
+    except FileNotFoundError:
+        raise ArgumentError(str(path), expected="a picture", found="no file", fix=_FIX) from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
+        raise ArgumentError(str(path), expected="a picture", found=f"a file that is none ({error})", fix=_FIX) from None
+    if text is None:
+        raise ArgumentError(str(path), expected="a picture with a recipe", found="none in it", fix=_FIX)
+    try:
+        data = json.loads(text)
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if version != SCHEMA_VERSION:
+            raise CodecError("schema_version", str(SCHEMA_VERSION), str(version))
+        return from_json(Recipe, data)
+    except (ValueError, RecursionError) as error:
+        raise ArgumentError(
+            str(path), expected="a recipe that koala-trt reads", found=f"a damaged one ({error})", fix=_FIX
+        ) from None

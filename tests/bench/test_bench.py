@@ -1,0 +1,272 @@
+"""``koala bench`` measures what it says: known delays, a machine that drifts, a backend that crashes."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from koala_bench.backends import available
+from koala_bench.hardware import install_bytes
+from koala_bench.results import Peak, Results, changes, load, save
+from koala_bench.runner import BenchOptions, least_seconds, picture_flops, run
+from koala_bench.sweep import Sweep, save_sweep, sweep, sweep_columns, sweep_rows
+from koala_bench.tables import COST, PARTS, SPEED, VERSIONS, markdown, rows, tables
+from koala_cli.main import run_app
+from koala_bundle.errors import ArgumentError, BundleError, KoalaError
+from koala_bundle.manifest import read_manifest
+from tests.support.fake_backends import DELAY
+
+SHAPE = "koala-700m-like"
+FAKE = "tests.support.fake_backends:"
+ROOT = Path(__file__).resolve().parent.parent
+PYTHONPATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+PUBLISHED = sorted((ROOT / "bench" / "results").glob("*/results.json"))
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers find this folder's tests; they draw with diffusers once, which warns of numpy."""
+    monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
+    monkeypatch.setenv("KOALA_TEST_STARTED", str(time.time()))
+
+
+@pytest.fixture(scope="module")
+def paths(bundle: Callable[..., Path], checkpoint: Callable[[str], Path]) -> tuple[Path, str]:
+    return bundle(SHAPE), str(checkpoint(SHAPE))
+
+
+def fakes(*names: str, **options: Any) -> BenchOptions:
+    return BenchOptions(names=tuple(FAKE + name for name in names), **{"prompt": "a cat", "reference": False} | options)
+
+
+@pytest.fixture(scope="module")
+def results(paths: tuple[Path, str]) -> Results:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setenv("PYTHONPATH", PYTHONPATH)
+        names = ("koala:cpu", "onnxruntime:cpu", "koala:tensorrt")
+        plan = fakes("Slow", "Quick", "Crashing", "Prepared", "Large", rounds=8, steps=2, reference=True)
+        return run(*paths, replace(plan, names=(*names, *plan.names)))  # type: ignore[misc]
+
+
+def test_a_known_delay_is_what_is_told(results: Results) -> None:
+    slow, quick = results.of(f"{FAKE}Slow"), results.of(f"{FAKE}Quick")
+    for each, delay in ((slow, DELAY), (quick, DELAY / 2)):
+        assert delay <= each.quantile(0.5) < delay + 0.02
+        assert sum(each.parts.values()) == pytest.approx(each.quantile(0.5))
+        assert each.start > each.quantile(0.5)
+    assert len(slow.warm_seconds) == 8
+    assert results.speed(quick) / results.speed(slow) == pytest.approx(2, rel=0.3)
+
+
+def test_a_crash_leaves_the_others(results: Results) -> None:
+    assert "its process ended with code 3: the wheels came off" in results.missing[f"{FAKE}Crashing"]
+    others = {f"{FAKE}{name}" for name in ("Slow", "Quick", "Prepared", "Large")}
+    assert {each.name for each in results.measured} == {"koala:cpu", "onnxruntime:cpu", *others}
+
+
+def test_what_cannot_run_is_listed_with_the_reason(results: Results, paths: tuple[Path, str]) -> None:
+    assert "NVIDIA driver" in results.missing["koala:tensorrt"]
+    told = available(paths[0])
+    assert told["onnxruntime:cuda"] == "this ONNX Runtime has no CUDAExecutionProvider"
+    assert told["optimum-onnx"] is None or "docs/benchmarks.md" in told["optimum-onnx"]
+    assert available(paths[0], ["optimum-onnx"])["optimum-onnx"] is None, "its own Python will tell"
+
+
+def test_pictures_are_compared_with_float32_pytorch(results: Results) -> None:
+    for name in ("koala:cpu", "onnxruntime:cpu"):
+        likeness = results.of(name).psnr
+        assert likeness is not None
+        assert likeness > 45
+    assert (results.of(f"{FAKE}Quick").psnr or 99) < 30
+
+
+def test_memory_is_that_of_the_process_alone(results: Results) -> None:
+    """The one that started it has torch loaded, and Linux hands its maximum down to what it starts."""
+    quick, large = results.of(f"{FAKE}Quick").host_bytes, results.of(f"{FAKE}Large").host_bytes
+    assert quick < 120e6
+    assert 190e6 < large - quick < 210e6
+
+
+def test_preparing_is_not_timed(results: Results) -> None:
+    assert results.of(f"{FAKE}Prepared").start < 3
+    assert results.of(f"{FAKE}Prepared").host_bytes < 120e6
+
+
+def test_installations_and_operations_are_counted(results: Results, paths: tuple[Path, str]) -> None:
+    assert install_bytes(["pillow"]) == results.of(f"{FAKE}Quick").install_bytes > 1e6
+    assert results.of(f"{FAKE}Quick").versions.keys() == {"pillow"}
+    assert install_bytes(["koala-trt"]) > install_bytes(["onnxruntime"]) > install_bytes(["numpy"])
+    manifest = read_manifest(paths[0])
+    rest = sum(counts.flops for name, counts in manifest.traced.items() if name != "denoiser")
+    assert results.flops == picture_flops(manifest, 2) == rest + 2 * manifest.traced["denoiser"].flops
+    ours = results.of("koala:cpu").quantile(0.5)
+    assert results.flops / results.peak.flops_per_second <= results.least_seconds < ours
+    no_bound = Peak("float32", results.peak.flops_per_second, float("inf"))
+    assert least_seconds(manifest, 2, no_bound) == pytest.approx(results.flops / results.peak.flops_per_second)
+
+
+def test_interleaving_cancels_a_drift(paths: tuple[Path, str]) -> None:
+    """The machine gets ever slower; the ratio of two backends stays what it is."""
+    drifting = run(*paths, fakes("Drifting", "DriftingSlow", rounds=10, steps=1))
+    quick, slow = (drifting.of(f"{FAKE}{name}") for name in ("Drifting", "DriftingSlow"))
+    assert quick.warm_seconds[-1] > 1.1 * quick.warm_seconds[0], "it does drift"
+    assert 1 / drifting.speed(slow) == pytest.approx(2, rel=0.15)
+
+
+def test_one_at_a_time(paths: tuple[Path, str]) -> None:
+    told: list[str] = []
+    alone = run(*paths, fakes("Quick", "Slow", rounds=3, alone=True), told.append)
+    order = [line.rpartition(":")[2] for line in told if line.startswith("round")]
+    assert order == ["Quick"] * 2 + ["Slow"] * 2 + ["Quick"] * 3 + ["Slow"] * 3, "with a warm-up each time"
+    assert [len(each.warm_seconds) for each in alone.measured] == [3, 3]
+    assert [len(each.cold_seconds) for each in alone.measured] == [2, 2]
+    assert "one at a time" in markdown(alone)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="the other Python is a shell script")
+def test_another_python(paths: tuple[Path, str], tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$4" >> {tmp_path}/used\nexec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    plan = fakes("Quick", "Slow", rounds=2, pythons={f"{FAKE}Slow": str(python)})
+    assert run(*paths, plan).missing == {}
+    assert len((tmp_path / "used").read_text().splitlines()) == 2, "prepared and measured there, and it alone"
+
+
+def test_every_way_of_showing_says_the_same(results: Results, tmp_path: Path) -> None:
+    files = save(results, tmp_path / "out")
+    assert load(tmp_path / "out" / "results.json") == results
+    text, told = markdown(results), rows(results)
+    assert [*told] == [SPEED, PARTS, COST, VERSIONS]
+    for columns, each in told.items():
+        assert f"| {' | '.join(columns)} |" in text
+        assert all(f"| {' | '.join(row)} |" in text for row in each)
+    for shown, (columns, each) in zip(tables(results), told.items(), strict=False):
+        assert [str(column.header) for column in shown.columns] == [*columns]
+        assert [next(iter(column.cells)) for column in shown.columns] == [*each[0]]
+    svg = (tmp_path / "out" / "results.svg").read_text(encoding="utf-8")
+    for each in results.measured:
+        assert f"<!--  {1e3 * each.quantile(0.5):,.0f} -->" in svg, "the figure at the end of its bar"
+        assert f"<!-- {each.name} -->" in svg
+    assert {path.name for path in files} == {
+        *("results.json", "results.md", "results.png", "results.svg", "results-dark.png", "results-dark.svg")
+    }
+    with (
+        Image.open(tmp_path / "out" / "results.png") as light,
+        Image.open(tmp_path / "out" / "results-dark.png") as dark,
+    ):
+        assert np.asarray(light.convert("L")).mean() > 180 > 75 > np.asarray(dark.convert("L")).mean()
+
+
+def test_compare_knows_the_noise(results: Results, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def scaled(name: str, factor: float) -> Results:
+        return replace(
+            results,
+            measured=tuple(
+                replace(one, warm_seconds=tuple(factor * s for s in one.warm_seconds)) if one.name == name else one
+                for one in results.measured
+            ),
+        )
+
+    slow = f"{FAKE}Slow"
+    words = {name: word for name, *_, word in changes(results, scaled(slow, 2.0))}
+    assert words.pop(slow) == "2.00x slower"
+    assert set(words.values()) == {"within the noise"}
+    save(results, tmp_path / "a")
+    save(scaled(slow, 0.5), tmp_path / "b")
+    assert run_app(["compare", str(tmp_path / "a/results.json"), str(tmp_path / "b/results.json")]) == 0
+    assert "2.00x faster" in capsys.readouterr().out
+    (tmp_path / "b" / "results.json").write_text(json.dumps({"schema_version": 1}))
+    with pytest.raises(BundleError, match="expected results of `koala bench`"):
+        load(tmp_path / "b" / "results.json")
+
+
+def test_a_sweep_over_steps(paths: tuple[Path, str], tmp_path: Path) -> None:
+    swept = sweep("steps", [1, 3], *paths, fakes("PerStep", "Prepared", rounds=2))
+    one, three = swept.medians()[f"{FAKE}PerStep"]
+    assert three / one == pytest.approx(3, rel=0.3)  # type: ignore[operator]
+    assert [each.steps for each in swept.results] == [1, 3]
+    made = save_sweep(swept, tmp_path)
+    assert {path.name for path in made} == {
+        f"sweep-steps{ending}" for ending in (".json", ".md", ".png", ".svg", "-dark.png", "-dark.svg")
+    }
+    text = (tmp_path / "sweep-steps.md").read_text()
+    assert text.startswith("96 x 64 px, batch 1, guidance"), "steps are what varies"
+    for row in (sweep_columns(swept), *sweep_rows(swept)):
+        assert f"| {' | '.join(row)} |" in text
+
+
+@pytest.mark.full
+def test_sweeps_over_batches_and_sizes(paths: tuple[Path, str]) -> None:
+    """Bundles are made for it; so is everybody's number and size of pictures."""
+    plan = BenchOptions(names=("diffusers", "koala:cpu"), prompt="a cat", rounds=2, steps=1)
+    shapes = {"batch": [(1, 64, 96), (2, 64, 96)], "size": [(1, 64, 64), (1, 128, 128)]}
+    for kind, values in (("batch", [1, 2]), ("size", [64, 128])):
+        swept: Sweep = sweep(kind, values, *paths, plan)
+        assert [(p.batch, p.height, p.width) for p in (each.profile for each in swept.results)] == shapes[kind]
+        for each in swept.results:
+            assert each.missing == {}
+            assert all((one.psnr or 0) > 40 for one in each.measured)
+
+
+def test_the_command(paths: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["bench", str(paths[0]), paths[1], "--backend", f"{FAKE}Quick", "--backend", "koala:rtx"]
+    command += ["--no-reference", "--rounds", "2", "--output", str(tmp_path / "out")]
+    assert run_app(command) == 0
+    shown = capsys.readouterr().out
+    assert f"{FAKE}Quick" in shown, "names are not cut"
+    assert "not measured: koala:rtx (" in shown
+    assert len([*(tmp_path / "out").iterdir()]) == 6
+    assert run_app([*command, "--steps-sweep", "1,2"]) == 0
+    assert "ms by denoising steps" in capsys.readouterr().out
+    for wrong, said in (
+        (["--rounds", "1"], "--rounds: expected 2 or more"),
+        (["--steps-sweep", "1,x"], "--steps-sweep: expected whole numbers such as 1,2,4, found '1,x'"),
+        (["--python", "optimum-onnx"], "--python: expected NAME=PATH of a Python, found 'optimum-onnx'"),
+    ):
+        assert run_app([*command, *wrong]) == 2
+        assert said in " ".join(capsys.readouterr().err.split())
+
+
+def test_nothing_to_measure_is_an_error(paths: tuple[Path, str]) -> None:
+    with pytest.raises(ArgumentError, match="--backend: expected one of diffusers, diffusers-compile, optimum-onnx"):
+        run(*paths, BenchOptions(names=("difusers",)))
+    with pytest.raises(KoalaError, match="the backends: expected one that runs, found koala:tensorrt: no NVIDIA"):
+        run(*paths, BenchOptions(names=("koala:tensorrt",), reference=False))
+
+
+def test_random_weights_need_a_preset(paths: tuple[Path, str]) -> None:
+    with pytest.raises(ArgumentError, match="--random-weights: expected a preset"):
+        run(*paths, fakes("Quick", random_weights=True))
+
+
+@pytest.mark.parametrize("path", PUBLISHED, ids=[path.parent.name for path in PUBLISHED])
+def test_the_page_says_what_was_measured(path: Path) -> None:
+    """``results.md`` is made of ``results.json``, and docs/benchmarks.md has its tables and plots."""
+    text = path.with_name("results.md").read_text(encoding="utf-8")
+    assert markdown(load(path)) == text
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert [line for line in text.splitlines() if line.startswith("|") and line not in page] == []
+    for plot in ("results.png", "results-dark.png"):
+        assert f"../bench/results/{path.parent.name}/{plot}" in page
+
+
+@pytest.mark.full
+def test_diffusers_eager_and_compiled(paths: tuple[Path, str]) -> None:
+    plan = BenchOptions(names=("diffusers", "diffusers-compile", "koala:cpu"), prompt="a cat", rounds=2, steps=2)
+    results = run(*paths, plan)
+    assert results.missing == {}
+    for each in results.measured:
+        assert (each.psnr or 0) > 40
+        assert all(seconds >= 0 for seconds in each.parts.values())
+        assert each.parts["steps"] > 0

@@ -1,0 +1,121 @@
+"""With and without each graph pass a bundle draws the same (``rescale``, which is none, has a test of its own).
+
+A bundle is traced once without passes; what they make of its graphs becomes further bundles.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from numpy.typing import NDArray
+
+from koala_engines.build import build_engines
+from koala_export.bundle import ExportOptions, export_bundle
+from koala_export.counts import count
+from koala_export.gate import check_component
+from koala_export.modules import build_module
+from koala_export.passes import PASSES, run_passes
+from koala_export.passes.chunk import chunk_attention
+from koala_export.source import open_source
+from koala_export.trace import save
+from koala_runtime import Pipeline
+from koala_bundle.codec import to_json
+from koala_bundle.files import file_entry
+from koala_bundle.tensors import components
+from koala_bundle.manifest import ComponentEntry, read_manifest
+from tests.support.checkpoints import SHAPES
+from tests.support.koala_tiny import CHECKPOINT
+
+QUICK = "koala-700m-like"
+NAMES = [n if n == QUICK else pytest.param(n, marks=pytest.mark.full) for n in (*SHAPES, "koala-tiny")]
+OPTIONS = ExportOptions(height=64, width=96, cfg=True, num_inference_steps=4, guidance_scale=2.0, gate=False)
+EACH = [*((name,) for name in PASSES if name != "rescale"), PASSES]
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def source(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> Path:
+    return CHECKPOINT if request.param == "koala-tiny" else checkpoint(request.param)
+
+
+@pytest.fixture(scope="module")
+def plain(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A float32 bundle without any pass, and its cpu engines."""
+    folder = tmp_path_factory.mktemp("plain") / "bundle"
+    export_bundle(str(source), folder, replace(OPTIONS, precision="fp32", without=PASSES))
+    build_engines(folder, "cpu")
+    return folder
+
+
+def compiled(plain: Path, passes: tuple[str, ...], folder: Path) -> Path:
+    """Return the bundle that an export with ``passes`` would have made, with cpu engines.
+
+    The VAE's attention is too small here to be worth chunks; it is made to take them.
+    """
+    bundle = shutil.copytree(plain, folder / "-".join(passes), ignore=shutil.ignore_patterns("onnx", "engines"))
+    manifest = read_manifest(plain)
+    entries, files = [], {name: entry for name, entry in manifest.files.items() if not name.startswith("onnx/")}
+    (bundle / "onnx").mkdir()
+    for component in components(manifest.spec, manifest.profile):
+        model = ir.load(plain / "onnx" / f"{component.name}.onnx")
+        if "chunk" in passes and component.name == "vae_decoder":
+            assert chunk_attention(model, scratch=2**14, widest_fused=0) == 1
+        for part, graph in run_passes(component, model, passes, lambda _: None):
+            paths = save(graph, part, bundle / "onnx")
+            names = tuple(f"onnx/{path.name}" for path in paths)
+            entries.append(ComponentEntry(part.name, part.inputs, part.outputs, part.steps, names, count(graph)))
+            files |= {name: file_entry(path) for name, path in zip(names, paths, strict=True)}
+    manifest = replace(manifest, passes=passes, components=tuple(entries), files=files)
+    (bundle / "manifest.json").write_text(json.dumps(to_json(manifest)))
+    build_engines(bundle, "cpu")
+    return bundle
+
+
+def drawn(bundle: Path, steps: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the picture, [1, H, W, 3] in 0..1, and the latents that it was decoded from."""
+    latents: list[NDArray[np.float32]] = []
+
+    def watch(_: Pipeline, step: int, timestep: float, tensors: dict[str, Any]) -> dict[str, Any]:
+        latents.append(tensors["latents"])
+        return {}
+
+    settings: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": 3.5, "output_type": "np"}
+    with Pipeline(bundle) as pipe:
+        images = pipe("a small red circle", "a blue square", seed=3, callback_on_step_end=watch, **settings).images
+    return images, latents[-1]
+
+
+@pytest.mark.parametrize("passes", EACH, ids="+".join)
+def test_pictures_stay_the_same(plain: Path, passes: tuple[str, ...], tmp_path: Path) -> None:
+    """Orders of float32 sums differ by 1e-7 in each; 1e-5 of the largest value after a few steps is the bound."""
+    other = compiled(plain, passes, tmp_path)
+    for steps in (1, 4, 40):
+        (wanted, before), (got, after) = drawn(plain, steps), drawn(other, steps)
+        assert np.abs(after - before).max() <= 1e-5 * np.abs(before).max()
+        assert np.abs(got - wanted).max() <= 1.01 / 255  # uint8, rounded the other way
+
+
+def test_half_precision_stays_within_its_rounding(source: Path, tmp_path: Path) -> None:
+    """Both orders are float16 roundings of one float32 value, so each is off by what float16 costs, and they differ
+    by no more than the sum of both errors. What the passes may not do is cost more: half as much again at most."""
+    plain = tmp_path / "plain"
+    export_bundle(str(source), plain, replace(OPTIONS, without=PASSES))
+    manifest = read_manifest(plain)
+    table = {component.name: component for component in components(manifest.spec, manifest.profile)}
+    model = ir.load(plain / "onnx" / "denoiser.onnx")
+    parts = []
+    for part, graph in run_passes(table["denoiser"], model, PASSES, lambda _: None):
+        parts.append((part, save(graph, part, tmp_path)[0]))
+    errors = []
+    for some in ([(table["denoiser"], plain / "onnx" / "denoiser.onnx")], parts):
+        checkpoint = open_source(str(source), random_weights=False, precision="fp16")
+        module = build_module("denoiser", checkpoint, manifest.spec, manifest.profile)
+        errors.append(check_component(module, table["denoiser"], some, "fp16")["next_latents"].error)
+    assert 0 < errors[1] <= 1.5 * errors[0], errors

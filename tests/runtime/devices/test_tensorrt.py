@@ -1,0 +1,180 @@
+"""How a plan of TensorRT is loaded, bound and given up, with a library that answers as it is told.
+
+The library itself needs a GPU to load anything; that its names and signatures are as used here is
+``test_tensorrt_names``'s, and ``test_gpu`` runs the real one.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from koala_bundle.errors import BundleError, DeviceError, TargetError
+from koala_machine.tensorrt import open_tensorrt
+from koala_runtime.devices.base import Tensor
+from koala_runtime.devices.tensorrt import TensorRTEngine
+
+PLAN = b"a serialized plan"
+
+
+class Context:
+    def __init__(self, refuses: str = "") -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self._refuses = refuses
+
+    def set_device_memory(self, memory: int, size: int) -> None:
+        self.calls.append(("memory", memory, size))
+
+    def set_tensor_address(self, name: str, memory: int) -> bool:
+        self.calls.append((name, memory))
+        return name != self._refuses
+
+    def execute_async_v3(self, stream_handle: int) -> bool:
+        self.calls.append(("run", stream_handle))
+        return self._refuses != "run"
+
+
+class Cache:
+    def __init__(self) -> None:
+        self.held = b""
+
+    def deserialize(self, blob: bytes) -> bool:
+        self.held = blob
+        return blob.startswith(b"kernels")
+
+    def serialize(self) -> bytes:
+        return b"kernels for this GPU"
+
+
+class Settings:
+    strategy = graphs = cache = None
+
+    def set_execution_context_allocation_strategy(self, strategy: str) -> None:
+        self.strategy = strategy
+
+
+class RtxSettings(Settings):
+    cuda_graph_strategy = "WHOLE_GRAPH_CAPTURE"
+
+    def create_runtime_cache(self) -> Cache:
+        return Cache()
+
+    def set_runtime_cache(self, cache: Cache) -> bool:
+        self.cache = cache
+        return True
+
+
+class Library:
+    """The part of ``tensorrt`` that loads plans; ``engine`` and ``context`` are None where it is to refuse."""
+
+    ExecutionContextAllocationStrategy = SimpleNamespace(USER_MANAGED="user managed")
+    CudaGraphStrategy = SimpleNamespace(DISABLED="disabled")
+
+    class ILogger:
+        INTERNAL_ERROR, ERROR, WARNING = 0, 1, 2
+
+    def __init__(self, settings: Settings, context: Context | None, complaint: str = "", loads: bool = True) -> None:
+        self.settings, self.context, self._complaint, self._loads = settings, context, complaint, loads
+
+    def Runtime(self, logger: Any) -> Any:
+        def deserialize_cuda_engine(plan: Any) -> Any:
+            assert bytes(plan) == PLAN
+            if self._complaint:
+                logger.log(self.ILogger.ERROR, self._complaint)
+            return self if self._loads else None
+
+        return SimpleNamespace(deserialize_cuda_engine=deserialize_cuda_engine)
+
+    device_memory_size_v2 = 4096
+
+    def create_runtime_config(self) -> Settings:
+        return self.settings
+
+    def create_execution_context(self, runtime_config: Settings) -> Context | None:
+        assert runtime_config is self.settings
+        return self.context
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    plan = tmp_path / "denoiser.plan"
+    plan.write_bytes(PLAN)
+    return plan
+
+
+def load(path: Path, library: Library) -> TensorRTEngine:
+    device: Any = SimpleNamespace(stream=55)
+    return TensorRTEngine(library, path, device, path.with_suffix(".kernels"))
+
+
+TENSORS = {"latents": Tensor(1024, "float32", (1,)), "next_latents": Tensor(2048, "float32", (1,))}
+
+
+def test_a_run_sets_every_address_and_then_enqueues(path: Path) -> None:
+    context, settings = Context(), Settings()
+    plan = load(path, Library(settings, context))
+    assert settings.strategy == "user managed"
+    assert plan.activation_bytes == 4096
+    assert plan.bind(TENSORS, 256)()
+    assert context.calls == [("memory", 256, 4096), ("latents", 1024), ("next_latents", 2048), ("run", 55)]
+    plan.save_kernel_cache()
+    plan.close()
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize("refuses", ["next_latents", "run"])
+def test_a_refusal_is_handed_on(path: Path, refuses: str) -> None:
+    assert load(path, Library(Settings(), Context(refuses))).bind(TENSORS, 256)() is False
+
+
+def test_compiled_kernels_are_kept_and_found(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    kept = path.with_suffix(".kernels")
+    for damaged in (False, True):  # a cache that is not taken is compiled and written again
+        if damaged:
+            kept.write_bytes(b"something else")
+        caplog.clear()
+        settings = RtxSettings()
+        plan = load(path, Library(settings, Context()))
+        assert settings.cuda_graph_strategy == "disabled"
+        assert "denoiser: compiling kernels for this GPU" in caplog.text
+        assert kept.exists() == damaged
+        plan.save_kernel_cache()
+        assert kept.read_bytes() == b"kernels for this GPU"
+    caplog.clear()
+    settings = RtxSettings()
+    plan = load(path, Library(settings, Context()))
+    assert settings.cache.held == b"kernels for this GPU"  # type: ignore[attr-defined]
+    assert "compiling" not in caplog.text
+    kept.unlink()
+    plan.save_kernel_cache()
+    assert not kept.exists(), "nothing new to keep"
+
+
+def test_where_kernels_cannot_be_kept_is_only_told(
+    path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise OSError("read-only file system")
+
+    monkeypatch.setattr("koala_runtime.devices.tensorrt.write_atomic", refuse)
+    load(path, Library(RtxSettings(), Context())).save_kernel_cache()
+    assert "cannot be kept: read-only file system" in caplog.text
+
+
+def test_what_the_library_refuses_is_one_sentence(path: Path) -> None:
+    with pytest.raises(BundleError, match=r"plan: expected a plan for this GPU, found Serialization failed; build"):
+        load(path, Library(Settings(), None, "Serialization failed.", loads=False))
+    with pytest.raises(BundleError, match="found a refusal without a reason"):
+        load(path, Library(Settings(), None))
+    with pytest.raises(DeviceError, match="GPU memory for denoiser: expected 0 MB, found Out of memory; close what"):
+        load(path, Library(Settings(), None, "Out of memory"))
+
+
+def test_without_tensorrt_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
+    with pytest.raises(TargetError, match=r"the Python package tensorrt, found none .* `pip install koala-trt\[t"):
+        open_tensorrt("tensorrt")
