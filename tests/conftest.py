@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
+from koala_bundle.targets import CPU
 from koala_engines.build import build_engines
 from koala_export.bundle import ExportOptions, export_bundle
 from tests.support.checkpoints import SHAPES, save_checkpoint
@@ -45,7 +46,7 @@ def bundle(shared: Path, checkpoint: Callable[[str], Path]) -> Callable[..., Pat
         path = shared / "-".join(filter(None, ("bundle", name, told)))
         with FileLock(f"{path}.lock"):
             export_bundle(str(checkpoint(name)), path, ExportOptions(**(defaults | options)))  # type: ignore[arg-type]
-            build_engines(path, "cpu")
+            build_engines(path, CPU)
         return path
 
     return get

@@ -1,6 +1,7 @@
-"""Proof of a bundle against its checkpoint, and its speed beside PyTorch's.
+"""The speed of a bundle beside PyTorch's.
 
-- ``verify``: every component and whole pictures, PyTorch against ONNX against plans; ``page``: as one HTML file
-- ``backends``: what is measured; ``worker``: the process of one; ``runner``: all of them in turn
-- ``machine``: what it ran on; ``results``, ``plot``: the figures and how to show them
+- ``backends``: what a backend is; ``ours``, ``theirs``: the backends; ``registry``: finds them by name
+- ``runner``: measures all of them in turn, ``processes``: each in a process of its own, which runs ``worker``
+- ``sweep``: the same over steps, batches or sizes; ``hardware``: what it ran on
+- ``results``: the figures; ``tables``, ``plot``: how to show them; ``report``: as files
 """

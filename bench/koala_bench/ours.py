@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from koala_bench.backends import HOST, PROVIDERS, STEPS, TEXT, VAE, Pixels, Work
+from koala_bench.backends import HOST, PROVIDERS, STEPS, TEXT, VAE, Work
+from koala_bundle.targets import find_target
+from koala_runtime import Pipeline
+from koala_runtime.devices.base import HostGraphs
+from koala_runtime.devices.cpu import CpuDevice, OrtEngine
 from koala_runtime.devices.cuda import CudaDevice
-from koala_runtime.devices.base import Graph, Enqueue
+from koala_runtime.executor import Executor
+from koala_runtime.selection import EngineSet
+from koala_verify.pixels import Pixels
 
 
 class Koala:
@@ -19,13 +24,14 @@ class Koala:
 
     packages: tuple[str, ...] = ("koala-trt",)
 
-    def __init__(self, work: Work, target: str, *, low_memory: bool = False) -> None:
-        from koala_runtime import Pipeline
-
-        self._work, self._pipe = work, Pipeline(work.bundle, target, low_memory=low_memory)
-        self._prompts = [work.prompt] * self._pipe.manifest.profile.batch
-        if target in ("rtx", "tensorrt"):
+    def __init__(self, work: Work, target: str) -> None:
+        self._start(work, Pipeline(work.bundle, target))
+        if find_target(target, simulated=True).needs_gpu:
             self.packages = ("koala-trt", "cuda-bindings", {"rtx": "tensorrt-rtx-cu13"}.get(target, target))
+
+    def _start(self, work: Work, pipe: Pipeline) -> None:
+        self._work, self._pipe = work, pipe
+        self._prompts = [work.prompt] * pipe.manifest.profile.batch
 
     def draw(self) -> Pixels:
         """Return the pictures."""
@@ -55,44 +61,25 @@ class OnnxRuntime(Koala):
     not captured.
     """
 
-    packages: tuple[str, ...] = ("onnxruntime", "tokenizers")
-
     def __init__(self, work: Work, provider: str) -> None:
-        from koala_runtime.executor import Executor
-        from koala_runtime.devices.cpu import CpuDevice, OrtEngine
+        on_gpu = provider != "cpu"
+        self.packages = ("onnxruntime-gpu" if on_gpu else "onnxruntime", "tokenizers")
 
-        super().__init__(work, "cpu", low_memory=True)  # so that it loads no plans, which are not its own
-        self._pipe._executor.close()
-        manifest, bundle = self._pipe.manifest, Path(work.bundle)
-        half = "float32" if manifest.profile.precision == "fp32" else "float16"
-        files = {entry.name: bundle / entry.files[0] for entry in manifest.components}
-        device: CpuDevice | CudaDevice = CpuDevice()
-        providers: list[Any] = [PROVIDERS["cpu"]]
-        if provider != "cpu":
-            self.packages = ("onnxruntime-gpu", "tokenizers")
-            device = _Uncaptured()
-            stream = {"user_compute_stream": str(device.stream)}
-            chain = ("tensorrt", "cuda") if provider == "tensorrt" else ("cuda",)
-            providers = [*((PROVIDERS[name], stream) for name in chain), *providers]
-        memory = "cpu" if provider == "cpu" else "cuda"
+        def executor(engines: EngineSet, low_memory: bool) -> Executor:
+            half = "float32" if engines.manifest.profile.precision == "fp32" else "float16"
+            files = {entry.name: engines.path / entry.files[0] for entry in engines.manifest.components}
+            device: CpuDevice | CudaDevice = CpuDevice()
+            providers: list[Any] = [PROVIDERS["cpu"]]
+            if on_gpu:
+                device = _Uncaptured()
+                stream = {"user_compute_stream": str(device.stream)}
+                chain = ("tensorrt", "cuda") if provider == "tensorrt" else ("cuda",)
+                providers = [*((PROVIDERS[name], stream) for name in chain), *providers]
+            memory = "cuda" if on_gpu else "cpu"
+            return Executor(device, lambda name: OrtEngine(files[name], providers, memory), [*files], half)
 
-        def load(name: str) -> OrtEngine:
-            return OrtEngine(files[name], providers, memory)
-
-        self._pipe._executor = Executor(device, load, [*files], half)
+        self._start(work, Pipeline(Path(work.bundle), "cpu", executor=executor))
 
 
-class _Uncaptured(CudaDevice):
-    """A GPU on which a graph is the list of its stages."""
-
-    def capture(self, stages: Sequence[Enqueue]) -> Graph:
-        """Return the stages."""
-        return tuple(stages)
-
-    def launch(self, graph: Graph) -> None:
-        """Run the stages."""
-        for stage in graph:
-            stage()
-
-    def drop(self, graph: Graph) -> None:
-        """Nothing to do."""
+class _Uncaptured(HostGraphs, CudaDevice):
+    """A GPU on which a graph is the list of its work."""

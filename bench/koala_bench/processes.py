@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from threading import Thread
@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from koala_bench.backends import Pixels, Work, find
+from koala_bench.backends import Work
 from koala_bench.hardware import gpu_bytes_in_use
-
-Report = Callable[[str], None]
+from koala_bench.registry import find
+from koala_bundle.progress import Report
+from koala_verify.pixels import Pixels
 
 
 class _CrashError(Exception):

@@ -1,9 +1,8 @@
-"""What was measured: the schema of results.json, reading and writing it, and what changed since another."""
+"""What was measured: the schema of results.json, reading it, and what changed since another."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +11,6 @@ import numpy as np
 from koala_bench.backends import PARTS
 from koala_bundle.codec import from_json
 from koala_bundle.errors import BundleError
-from koala_bundle.files import write_atomic, write_json
 from koala_bundle.spec import Profile
 
 SCHEMA_VERSION = 2
@@ -107,28 +105,6 @@ class Results:
     def parts(self) -> dict[str, list[float]]:
         """Return the seconds of each part, in the order of ``measured``."""
         return {part: [each.parts[part] for each in self.measured] for part in PARTS}
-
-
-def save(results: Results, folder: Path) -> list[Path]:
-    """Write ``results.json``, ``results.md`` and the plots, light and dark, to ``folder``."""
-    from koala_bench.plot import plot
-    from koala_bench.tables import markdown
-
-    folder.mkdir(parents=True, exist_ok=True)
-    made = [folder / "results.json", folder / "results.md"]
-    write_json(made[0], results)
-    write_atomic(made[1], markdown(results).encode())
-    return made + write_plots(folder / "results", lambda ending, dark: plot(results, ending, dark=dark))
-
-
-def write_plots(stem: Path, draw: Callable[[str, bool], bytes]) -> list[Path]:
-    """Write what ``draw(ending, dark)`` returns to ``stem.png``, ``stem-dark.png`` and as SVG."""
-    made = []
-    for dark in (False, True):
-        for ending in ("png", "svg"):
-            made.append(stem.with_name(f"{stem.name}{'-dark' if dark else ''}.{ending}"))
-            write_atomic(made[-1], draw(ending, dark))
-    return made
 
 
 def load(path: Path) -> Results:

@@ -14,15 +14,17 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from koala_bench.backends import REFERENCE, Work, available, find
+from koala_bench.backends import REFERENCE, Work
 from koala_bench.hardware import describe, roofline
-from koala_bench.processes import Processes, Report
+from koala_bench.processes import Processes
+from koala_bench.registry import available, find
 from koala_bench.results import SCHEMA_VERSION, Measured, Peak, Results
-from koala_verify.verify import psnr
 from koala_bundle.counts import Counts, Roofline
 from koala_bundle.errors import ArgumentError, KoalaError
 from koala_bundle.manifest import Manifest, read_manifest
+from koala_bundle.progress import Report, no_report
 from koala_runtime.program import DENOISER
+from koala_verify.pixels import psnr
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,9 @@ class BenchOptions:
     pythons: Mapping[str, str] = field(default_factory=dict)
 
 
-def run(bundle: Path, source: str, options: BenchOptions, report: Report = lambda _: None, scratch: Path | None = None) -> Results:
+def run(
+    bundle: Path, source: str, options: BenchOptions, report: Report = no_report, scratch: Path | None = None
+) -> Results:
     """Measure; ``scratch`` keeps what is prepared for several runs, and is a temporary folder if there is none.
 
     Raises InputError for what the caller can fix. A backend that fails is in the results with the reason.
@@ -56,7 +60,7 @@ def run(bundle: Path, source: str, options: BenchOptions, report: Report = lambd
             return run(bundle, source, options, report, Path(folder))
     manifest = read_manifest(bundle)
     if options.rounds < 2:
-        raise ArgumentError("--rounds", expected="2 or more", found=str(options.rounds), fix="pass 10 for a first look")
+        raise ArgumentError("rounds", expected="2 or more", found=str(options.rounds), fix="pass 10 for a first look")
     if options.random_weights:
         source = str(_random_checkpoint(source, manifest.profile.precision, scratch, report))
     sampling = manifest.sampling
@@ -99,7 +103,7 @@ def run(bundle: Path, source: str, options: BenchOptions, report: Report = lambd
     missing |= backends.failed
     if not backends.told:
         told = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
-        raise KoalaError("the backends", expected="one that runs", found=told, fix="choose others with --backend")
+        raise KoalaError("the backends", expected="one that runs", found=told, fix="choose others")
     wanted = backends.pictures.get(REFERENCE)
     measured = [
         Measured(

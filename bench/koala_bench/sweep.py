@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from koala_bench.processes import Report
-from koala_bench.results import SCHEMA_VERSION, Results, write_plots
+from koala_bench.results import SCHEMA_VERSION, Results
 from koala_bench.runner import BenchOptions, run
-from koala_bench.tables import as_markdown, title
-from koala_bundle.files import write_atomic, write_json
-from koala_bundle.manifest import TARGETS, engine_folder, read_manifest
+from koala_bundle.engine_record import engine_folder
+from koala_bundle.manifest import read_manifest
+from koala_bundle.progress import Report, no_report
+from koala_bundle.targets import TARGETS
 
 MEANINGS = {"steps": "denoising steps", "batch": "pictures per run", "size": "height and width, pixels"}
 
@@ -39,7 +39,7 @@ class Sweep:
 
 
 def sweep(
-    kind: str, values: Sequence[int], bundle: Path, source: str, options: BenchOptions, report: Report = lambda _: None
+    kind: str, values: Sequence[int], bundle: Path, source: str, options: BenchOptions, report: Report = no_report
 ) -> Sweep:
     """Measure at each value; for batches and sizes bundles like ``bundle`` are exported and built for it first.
 
@@ -55,36 +55,6 @@ def sweep(
             variant = _variant(kind, value, bundle, source, options.random_weights, scratch, report)
             found.append(run(variant, source, options, report, scratch))
         return Sweep(SCHEMA_VERSION, kind, tuple(values), tuple(found))
-
-
-def save_sweep(swept: Sweep, folder: Path) -> list[Path]:
-    """Write ``sweep-KIND.json``, its table in Markdown and plots, light and dark, to ``folder``."""
-    from koala_bench.plot import plot_sweep
-
-    folder.mkdir(parents=True, exist_ok=True)
-    stem = folder / f"sweep-{swept.kind}"
-    made = [stem.with_suffix(".json"), stem.with_suffix(".md")]
-    write_json(made[0], swept)
-    write_atomic(made[1], sweep_markdown(swept).encode())
-    return made + write_plots(stem, lambda ending, dark: plot_sweep(swept, ending, dark=dark))
-
-
-def sweep_rows(swept: Sweep) -> list[tuple[str, ...]]:
-    """Return the median milliseconds of a run, a row per backend, a column per value."""
-    return [
-        (name, *("-" if seconds is None else f"{1e3 * seconds:,.1f}" for seconds in medians))
-        for name, medians in swept.medians().items()
-    ]
-
-
-def sweep_columns(swept: Sweep) -> tuple[str, ...]:
-    """Return the names of the columns."""
-    return (f"ms by {swept.meaning}", *map(str, swept.values))
-
-
-def sweep_markdown(swept: Sweep) -> str:
-    """Return the table for a page."""
-    return f"{title(swept.results[0], swept.kind)}.\n\n{as_markdown(sweep_columns(swept), sweep_rows(swept))}\n"
 
 
 def _variant(

@@ -8,9 +8,10 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
 from koala_bench.results import Measured, Results
+from koala_bench.sweep import Sweep
 
 SPEED = ("backend", "speed", "p50, ms", "p90", "p99", "spread", "pictures/s", "GFLOP/s", "of roofline")
-PARTS = ("backend", "text, ms", "steps", "each", "VAE", "host")
+PHASES = ("backend", "text, ms", "steps", "each", "VAE", "host")
 COST = ("backend", "first, s", "memory, MB", "GPU, MB", "install, MB", "PSNR, dB")
 VERSIONS = ("backend", "versions")
 
@@ -21,7 +22,7 @@ def rows(results: Results) -> dict[tuple[str, ...], Rows]:
     """Return every table, columns to rows, of which each has one per backend."""
     return {
         SPEED: [_speed(results, each) for each in results.measured],
-        PARTS: [_parts(results, each) for each in results.measured],
+        PHASES: [_parts(results, each) for each in results.measured],
         COST: [_cost(each) for each in results.measured],
         VERSIONS: [
             (each.name, ", ".join(f"{package} {number}" for package, number in each.versions.items()))
@@ -102,3 +103,21 @@ def as_markdown(columns: Sequence[str], rows: Rows) -> str:
     aligned = "|---" if columns == VERSIONS else "|---:"
     lines = [f"| {' | '.join(columns)} |", f"|---{aligned * (len(columns) - 1)}|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def sweep_rows(swept: Sweep) -> list[tuple[str, ...]]:
+    """Return the median milliseconds of a run, a row per backend, a column per value."""
+    return [
+        (name, *("-" if seconds is None else f"{1e3 * seconds:,.1f}" for seconds in medians))
+        for name, medians in swept.medians().items()
+    ]
+
+
+def sweep_columns(swept: Sweep) -> tuple[str, ...]:
+    """Return the names of the columns."""
+    return (f"ms by {swept.meaning}", *map(str, swept.values))
+
+
+def sweep_markdown(swept: Sweep) -> str:
+    """Return the table for a page."""
+    return f"{title(swept.results[0], swept.kind)}.\n\n{as_markdown(sweep_columns(swept), sweep_rows(swept))}\n"

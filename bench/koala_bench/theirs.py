@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from koala_bench.backends import HOST, STEPS, TEXT, VAE, Pixels, Work
+from koala_bench.backends import HOST, STEPS, TEXT, VAE, Work
 from koala_bundle.manifest import Manifest, read_manifest
+from koala_verify.pixels import Pixels
 
 
 class _Pipeline:
@@ -86,9 +87,9 @@ class Diffusers(_Pipeline):
     def __init__(self, work: Work) -> None:
         import torch
 
-        from koala_verify.reference import open_diffusers
         from koala_export.checkpoint import FolderCheckpoint
         from koala_export.source import open_source
+        from koala_verify.reference import open_diffusers
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.float16 if device == "cuda" and self.half_on_gpu else torch.float32

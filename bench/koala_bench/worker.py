@@ -8,7 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from koala_bench.backends import Work, find
+from koala_bench.backends import Work
+from koala_bench.registry import find
 
 
 def main(name: str, work_json: str, *words: str) -> None:

@@ -97,5 +97,3 @@ def read_engine_record(bundle: Path, target: Target) -> EngineRecord:
     record = read_record(EngineRecord, path, fix)
     check_listed(path, {name for plan in record.plans.values() for name in plan.files}, record.files, fix)
     return record
-
-

@@ -75,9 +75,7 @@ def check_files(root: Path, files: dict[str, FileEntry], fix: str) -> None:
             raise BundleError(str(path), expected=f"{entry.size} bytes", found=f"{size} bytes", fix=fix)
         digest = file_entry(path).sha256
         if digest != entry.sha256:
-            raise BundleError(
-                str(path), expected=f"SHA-256 {entry.sha256[:16]}...", found=f"{digest[:16]}...", fix=fix
-            )
+            raise BundleError(str(path), expected=f"SHA-256 {entry.sha256[:16]}...", found=f"{digest[:16]}...", fix=fix)
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -11,8 +11,8 @@ from koala_bundle.codec import CodecError, from_json
 from koala_bundle.counts import NOTHING, Counts
 from koala_bundle.errors import BundleError
 from koala_bundle.files import FileEntry
-from koala_bundle.tensors import Component
 from koala_bundle.spec import ModelSpec, Profile, Sampling
+from koala_bundle.tensors import Component
 
 SCHEMA_VERSION = 3
 MANIFEST = "manifest.json"

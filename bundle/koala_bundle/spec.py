@@ -94,17 +94,11 @@ class Profile:
         return self.batch * (2 if self.cfg else 1)
 
 
-def check_sampling(
-    steps: int,
-    most_steps: int,
-    guidance_scale: float,
-    *,
-    names: tuple[str, str] = ("num_inference_steps", "guidance_scale"),
-) -> None:
-    """Raise ArgumentError unless these can be sampled with; ``names`` is how the caller spells the two."""
+def check_sampling(steps: int, most_steps: int, guidance_scale: float) -> None:
+    """Raise ArgumentError unless a picture can be sampled with these numbers."""
     if isinstance(steps, bool) or not isinstance(steps, Integral) or not 1 <= steps <= most_steps:
         raise ArgumentError(
-            names[0],
+            "num_inference_steps",
             expected=f"a whole number from 1 to {most_steps}",
             found=repr(steps),
             fix="pass 10 or so for KOALA-Lightning, 25 for KOALA",
@@ -112,30 +106,28 @@ def check_sampling(
     number = isinstance(guidance_scale, Real) and not isinstance(guidance_scale, bool)
     if not number or not abs(guidance_scale) < _LARGEST_FLOAT32:
         raise ArgumentError(
-            names[1], expected="a finite number", found=repr(guidance_scale), fix="pass 3.5 or so, or 1 for none"
+            "guidance_scale",
+            expected="a finite number",
+            found=repr(guidance_scale),
+            fix="pass 3.5 or so, or 1 for none",
         )
 
 
 def check_profile(profile: Profile, spec: ModelSpec) -> None:
     """Raise ArgumentError unless the model can be compiled for this profile."""
     multiple = spec.vae.scale_factor
-    for option, pixels in (("--height", profile.height), ("--width", profile.width)):
+    for side, pixels in (("height", profile.height), ("width", profile.width)):
         if pixels % multiple or pixels < SMALLEST_SIDE:
             near = max(SMALLEST_SIDE, (pixels + multiple // 2) // multiple * multiple)
             raise ArgumentError(
-                option,
+                side,
                 expected=f"a multiple of {multiple} pixels, at least {SMALLEST_SIDE}",
                 found=str(pixels),
-                fix=f"pass {option} {near}",
+                fix=f"pass {near}",
             )
     if profile.batch < 1:
-        raise ArgumentError(
-            "--batch", expected="at least 1 picture", found=str(profile.batch), fix="pass --batch 1 or more"
-        )
+        raise ArgumentError("batch", expected="at least 1 picture", found=str(profile.batch), fix="pass 1 or more")
     if profile.precision not in PRECISIONS:
         raise ArgumentError(
-            "--precision",
-            expected=" or ".join(PRECISIONS),
-            found=repr(profile.precision),
-            fix="pass --precision fp16 for a GPU",
+            "precision", expected=" or ".join(PRECISIONS), found=repr(profile.precision), fix="pass fp16 for a GPU"
         )

@@ -87,8 +87,8 @@ TARGETS = (TENSORRT, RTX, CPU)
 
 def find_target(name: str, *, simulated: bool = False) -> Target:
     """Return the target called ``name``; ``simulated`` admits SIMULATED, too. Raises ArgumentError if there is none."""
-    for target in (*TARGETS, *((SIMULATED,) if simulated else ())):
-        if target.name == name:
-            return target
+    known = (*TARGETS, SIMULATED) if simulated else TARGETS
+    if found := next((target for target in known if target.name == name), None):
+        return found
     names = " or ".join(target.name for target in TARGETS)
     raise ArgumentError("target", expected=names, found=repr(name), fix="pass one of these")

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from koala_bundle.errors import ArgumentError
 from koala_cli.build_commands import BundlePath, need, quiet_libraries
 from koala_cli.screen import stderr, stdout, working
-from koala_bundle.errors import ArgumentError
 
 _PACKAGES = ("torch", "diffusers", "transformers", "onnx", "skimage", "matplotlib")
 
@@ -63,10 +63,10 @@ def bench(
     reason.
     """
     need(_PACKAGES, "bench")
-    from koala_bench.results import save
+    from koala_bench.report import save, save_sweep
     from koala_bench.runner import BenchOptions, run
-    from koala_bench.sweep import save_sweep, sweep, sweep_columns, sweep_rows
-    from koala_bench.tables import as_table, tables, title
+    from koala_bench.sweep import sweep
+    from koala_bench.tables import as_table, sweep_columns, sweep_rows, tables, title
 
     quiet_libraries()
     swept = {"steps": steps_sweep, "batch": batch_sweep, "size": size_sweep}

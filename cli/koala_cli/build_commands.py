@@ -9,8 +9,9 @@ from typing import Annotated
 
 import typer
 
-from koala_cli.screen import progress_bar, stderr, stdout, working
 from koala_bundle.errors import InputError
+from koala_bundle.targets import find_target
+from koala_cli.screen import progress_bar, stderr, stdout, working
 
 BundlePath = Annotated[Path, typer.Argument(help="The bundle folder.", show_default=False)]
 
@@ -100,17 +101,17 @@ def engines(
     Says for each target why it is built, or that there is nothing to do.
     """
     need(("onnx",), "export")
+    from koala_engines.availability import default_targets
     from koala_engines.build import build_engines
-    from koala_engines.options import ExportOptions
-    from koala_engines.targets import default_targets
+    from koala_engines.options import BuildOptions
 
-    options = ExportOptions(tuple(compute_capability or ()), optimization_level, strict)
-    for name in target or default_targets():
+    options = BuildOptions(tuple(compute_capability or ()), optimization_level, strict)
+    for each in [find_target(name) for name in target] if target else default_targets():
         with progress_bar() as progress:
             built = build_engines(
-                bundle, name, options, lambda line: stderr.print(line, markup=False, soft_wrap=True), progress
+                bundle, each, options, lambda line: stderr.print(line, markup=False, soft_wrap=True), progress
             )
-        stdout.print(f"{bundle}: {name}: {'built' if built else 'nothing to do'}", soft_wrap=True)
+        stdout.print(f"{bundle}: {each}: {'built' if built else 'nothing to do'}", soft_wrap=True)
 
 
 def need(packages: tuple[str, ...], extra: str) -> None:

@@ -14,14 +14,16 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
+from koala_bundle.codec import to_json
+from koala_bundle.engine_record import EngineRecord, read_engine_record
+from koala_bundle.errors import TargetError
+from koala_bundle.manifest import Manifest, read_manifest
+from koala_bundle.targets import TARGETS, Target
+from koala_bundle.tensors import IOTensor
 from koala_cli.build_commands import BundlePath
 from koala_cli.screen import megabytes, plain, stdout
 from koala_cli.work import hoisted_line, memory_table, roofline_table, work, work_table
-from koala_bundle.codec import to_json
-from koala_bundle.errors import TargetError
 from koala_machine.driver import query_driver
-from koala_bundle.tensors import IOTensor
-from koala_bundle.manifest import TARGETS, EngineRecord, Manifest, read_engine_record, read_manifest
 from koala_runtime.budget import budget
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -37,15 +39,15 @@ def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
     """Show what a bundle is: model, profile, components with their tensors and their work, engines."""
     manifest = read_manifest(bundle)
     records = _records(bundle)
-    needed = {target: budget(manifest, record) for target, record in records.items() if target != "cpu"}
+    needed = {target: budget(manifest, record) for target, record in records.items() if target.has_device}
     if as_json:
         memory = {
-            target: {**to_json(each), "total": each.total(), "low_memory_total": each.total(low_memory=True)}
+            target.name: {**to_json(each), "total": each.total(), "low_memory_total": each.total(low_memory=True)}
             for target, each in needed.items()
         }
         shown = {
             "manifest": to_json(manifest),
-            "engines": to_json(records),
+            "engines": {target.name: to_json(record) for target, record in records.items()},
             "work": work(manifest),
             "memory": memory,
         }
@@ -59,13 +61,13 @@ def inspect(bundle: BundlePath, as_json: AsJson = False) -> None:
         stdout.print(line, soft_wrap=True)
     _print_engines(manifest, records)
     for target, each in needed.items():
-        stdout.print(memory_table(target, each))
+        stdout.print(memory_table(target.name, each))
 
 
 def doctor(as_json: AsJson = False) -> None:
     """Show what this machine can build and run, and why not."""
-    from koala_engines.targets import obstacles
-    from koala_runtime.selection import obstacle
+    from koala_engines.availability import obstacles
+    from koala_runtime.opening import obstacle
 
     driver = query_driver()
     gpu = str(driver.gpu) if driver.gpu else f"none: {driver.problem}"
@@ -79,7 +81,8 @@ def doctor(as_json: AsJson = False) -> None:
         **{package: _version(package) for package in _PACKAGES},
     }
     targets = {
-        target: {"build": problem or "yes", "run": obstacle(target) or "yes"} for target, problem in obstacles().items()
+        target.name: {"build": problem or "yes", "run": obstacle(target) or "yes"}
+        for target, problem in obstacles().items()
     }
     exporter = [package for package in ("torch", "diffusers", "transformers", "onnx") if _version(package) == "-"]
     export = f"install {', '.join(exporter)}: `pip install koala-trt[export]`" if exporter else "yes"
@@ -97,7 +100,7 @@ def doctor(as_json: AsJson = False) -> None:
     stdout.print(table)
 
 
-def _records(bundle: Path) -> dict[str, EngineRecord]:
+def _records(bundle: Path) -> dict[Target, EngineRecord]:
     records = {}
     for target in TARGETS:
         try:
@@ -136,7 +139,7 @@ def _print_components(manifest: Manifest) -> None:
     stdout.print(table)
 
 
-def _print_engines(manifest: Manifest, records: dict[str, EngineRecord]) -> None:
+def _print_engines(manifest: Manifest, records: dict[Target, EngineRecord]) -> None:
     if not records:
         stdout.print("no engines yet; build them with `koala engines`")
         return
@@ -144,7 +147,7 @@ def _print_engines(manifest: Manifest, records: dict[str, EngineRecord]) -> None
     for target, record in records.items():
         current = record.key.onnx == manifest.onnx_digests()
         table.add_row(
-            target,
+            target.name,
             f"{record.key.compiler} {record.key.compiler_version}",
             str(record.key.gpu or record.key.options.get("compute_capabilities", "any processor")),
             megabytes(sum(file.size for file in record.files.values())),

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from koala_bundle.errors import InputError, KoalaError
 from koala_cli.bench_command import bench, compare
 from koala_cli.build_commands import engines, export
 from koala_cli.look_commands import doctor, inspect
@@ -15,7 +16,6 @@ from koala_cli.run_command import run
 from koala_cli.screen import plain, stderr
 from koala_cli.verify_command import verify
 from koala_runtime import __version__
-from koala_bundle.errors import InputError, KoalaError
 
 app = typer.Typer(
     name="koala",

@@ -11,9 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
+from koala_bundle.errors import ArgumentError
 from koala_cli.build_commands import BundlePath
 from koala_cli.screen import progress_bar, stderr, stdout
-from koala_bundle.errors import ArgumentError
 
 
 def run(
@@ -44,7 +44,7 @@ def run(
             return {}
 
         # On a GPU a picture is one launch, which no callback is to take apart.
-        watched = stderr.is_terminal and not verbose and pipeline.target == "cpu"
+        watched = stderr.is_terminal and not verbose and not pipeline.target.has_device
         result = pipeline(
             prompt,
             negative_prompt,
@@ -58,8 +58,8 @@ def run(
     if verbose:
         from koala_cli.work import memory_table, timings_table
 
-        if pipeline.target != "cpu":
-            stderr.print(memory_table(pipeline.target, pipeline.budget))
+        if pipeline.target.has_device:
+            stderr.print(memory_table(pipeline.target.name, pipeline.budget))
         stderr.print(timings_table(result.timings or {}))
     _save(result.images[0], output, prompt, result.seed)
     stderr.print(

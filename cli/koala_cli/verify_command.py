@@ -11,10 +11,10 @@ import typer
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from koala_cli.build_commands import BundlePath, need, quiet_libraries
-from koala_cli.screen import plain, stdout, working
 from koala_bundle.codec import to_json
 from koala_bundle.errors import KoalaError
+from koala_cli.build_commands import BundlePath, need, quiet_libraries
+from koala_cli.screen import plain, stdout, working
 
 if TYPE_CHECKING:
     from koala_verify.verify import Findings
@@ -39,8 +39,8 @@ def verify(
     with working() as report:
         findings = run(bundle, source, target, seeds, report)
     if html is not None:
-        from koala_verify.page import page
         from koala_bundle.files import write_atomic
+        from koala_verify.page import page
 
         write_atomic(html, page(findings).encode())
     if as_json:

@@ -7,9 +7,9 @@ from typing import Any
 
 from rich.table import Table
 
-from koala_cli.screen import megabytes
 from koala_bundle.counts import ROOFLINES
 from koala_bundle.manifest import ComponentEntry, Manifest
+from koala_cli.screen import megabytes
 from koala_runtime.budget import Budget
 
 

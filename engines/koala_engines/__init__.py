@@ -1,10 +1,10 @@
 """ONNX components in, plans for a target out.
 
 - ``build``: all components of a bundle for one target, with the reason for a rebuild, written whole or not at all
-- ``cpu``: ONNX Runtime, float32; ``tensorrt``: TensorRT and TensorRT-RTX through one builder
-- ``options``: what a build can be told
-- ``backend``: what differs between those two
-- ``targets``: what this machine can build, and why not
+- ``compiler``: what a compiler is; ``opening``: which one builds for a target
+- ``cpu``: ONNX Runtime, float32; ``tensorrt``, ``rtx``: NVIDIA's two compilers, on what ``trt_builder`` shares
+- ``kernels``: reads a plan: its kernels, its scratch memory, what got lost; ``progress``: TensorRT's own progress
+- ``options``: the choices of a build; ``availability``: what this machine can build, and why not
 
-Knows nothing of torch or checkpoints; reads what ``koala_export`` wrote and the contract describes.
+Knows nothing of torch or checkpoints; reads what ``koala_export`` wrote and ``koala_bundle`` describes.
 """

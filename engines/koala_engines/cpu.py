@@ -17,60 +17,67 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from koala_engines.kernels import of_graph
-from koala_engines.options import BuildOptions
+from koala_bundle.engine_record import EngineKey
 from koala_bundle.errors import BuildError
 from koala_bundle.files import require_space
-from koala_bundle.manifest import EngineKey, Manifest
+from koala_bundle.manifest import ComponentEntry, Manifest
+from koala_bundle.targets import CPU
+from koala_engines.compiler import Examination
+from koala_engines.kernels import of_graph
 
 # Attributes whose value is a tensor element type.
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "softmax_precision")
 _EXTERNAL_FROM = 1024  # bytes; smaller tensors stay inside the model file
 
 
-def engine_key(target: str, manifest: Manifest, options: BuildOptions) -> EngineKey:
-    """What these engines depend on: neither a GPU nor an operating system."""
-    choices = {"graph_optimization": "extended", "group_norm": "layer_norm"}
-    return EngineKey("onnxruntime", ort.__version__, "any", None, choices, manifest.onnx_digests())
+class CpuCompiler:
+    """ONNX Runtime: plans for any processor."""
 
+    target = CPU
 
-def build_plan(
-    target: str, name: str, onnx_path: Path, folder: Path, options: BuildOptions, progress: Callable[[float], None]
-) -> list[Path]:
-    """Write ``folder/name.onnx`` and its weights; return both. Raises BuildError if ONNX Runtime refuses."""
-    plan = folder / f"{name}.onnx"
-    prepared = folder / f"{name}.prepared.onnx"
-    session = ort.SessionOptions()
-    session.log_severity_level = 3
-    session.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
-    session.optimized_model_filepath = str(plan)
-    entries = "session.optimized_model_external_initializers_"
-    session.add_session_config_entry(f"{entries}file_name", f"{plan.name}.data")
-    session.add_session_config_entry(f"{entries}min_size_in_bytes", str(_EXTERNAL_FROM))
-    weights = onnx_path.with_name(f"{onnx_path.name}.data").stat().st_size
-    # Prepared, a float16 model has double its size; it is written twice: for ONNX Runtime to read, and by it.
-    require_space(folder, weights * 4)
-    prepare(onnx_path, prepared)
-    progress(0.5)
-    try:
-        ort.InferenceSession(str(prepared), session, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-        raise BuildError(
-            f"cpu: {name}",
-            expected="a graph that ONNX Runtime optimises and saves",
-            found=str(error).splitlines()[0],
-            fix="check the free disk space, or report the checkpoint's config.json",
-        ) from error
-    finally:
-        for leftover in (prepared, Path(f"{prepared}.data")):
-            leftover.unlink(missing_ok=True)
-    progress(1.0)
-    return [path for path in (plan, Path(f"{plan}.data")) if path.is_file()]
+    def key(self, manifest: Manifest) -> EngineKey:
+        """Return what the plans depend on: neither a GPU nor an operating system."""
+        choices = {"graph_optimization": "extended", "group_norm": "layer_norm"}
+        return EngineKey(CPU.library, ort.__version__, "any", None, choices, manifest.onnx_digests())
 
+    def build(self, name: str, onnx_path: Path, folder: Path, progress: Callable[[float], None]) -> list[Path]:
+        """Write ``folder/name.onnx`` and its weights; return both. Raises BuildError if ONNX Runtime refuses."""
+        plan = folder / f"{name}.onnx"
+        prepared = folder / f"{name}.prepared.onnx"
+        session = ort.SessionOptions()
+        session.log_severity_level = 3
+        session.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+        session.optimized_model_filepath = str(plan)
+        entries = "session.optimized_model_external_initializers_"
+        session.add_session_config_entry(f"{entries}file_name", f"{plan.name}.data")
+        session.add_session_config_entry(f"{entries}min_size_in_bytes", str(_EXTERNAL_FROM))
+        weights = onnx_path.with_name(f"{onnx_path.name}.data").stat().st_size
+        # Prepared, a float16 model has double its size; it is written twice: for ONNX Runtime to read, and by it.
+        require_space(folder, weights * 4)
+        prepare(onnx_path, prepared)
+        progress(0.5)
+        try:
+            ort.InferenceSession(str(prepared), session, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+            raise BuildError(
+                f"{CPU}: {name}",
+                expected="a graph that ONNX Runtime optimises and saves",
+                found=str(error).splitlines()[0],
+                fix="check the free disk space, or report the checkpoint's config.json",
+            ) from error
+        finally:
+            for leftover in (prepared, Path(f"{prepared}.data")):
+                leftover.unlink(missing_ok=True)
+        progress(1.0)
+        return [path for path in (plan, Path(f"{plan}.data")) if path.is_file()]
 
-def examine(target: str, plan: Path) -> tuple[dict[str, int], int | None]:
-    """Return the operations of a plan by kind; ONNX Runtime does not tell the scratch of a run."""
-    return of_graph(plan), None
+    def examine(self, plan: Path) -> Examination:
+        """Count the operations by kind; ONNX Runtime does not show the scratch memory of a run."""
+        return Examination(of_graph(plan), None)
+
+    def losses(self, entry: ComponentEntry, precision: str, kernels: dict[str, int]) -> list[str]:
+        """Return nothing: one kernel per operation, in float32, is what this target is."""
+        return []
 
 
 def prepare(source: Path, result: Path) -> None:

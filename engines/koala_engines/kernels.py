@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import onnx
 
-from koala_engines.backend import Backend
 from koala_bundle.manifest import ComponentEntry
 
 # TensorRT-RTX notes each kernel's name in the plan, readable and undocumented (seen in 1.7).
@@ -24,25 +22,14 @@ _ITEM_BYTES = {b"half": 2, b"bf16": 2, b"float": 4, b"int32": 4, b"int64": 8, b"
 _LEAST_HALF = 0.9  # of a float16 component's operations; the sampler around the U-Net is float32 but has no products
 
 
-def of_plan(backend: Backend, path: Path) -> tuple[dict[str, int], int | None]:
-    """Return how often each kind of kernel occurs in a plan, most frequent first, and the scratch bytes of one run.
-
-    Nothing and None where it cannot be told.
-    """
-    plan = path.read_bytes()
-    if backend.ahead_of_time:
-        return _by_kind(name.decode() for name in _FUNCTION.findall(plan)), _scratch(plan)
-    trt: Any = backend.trt
-    engine: trt.ICudaEngine | None = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan)
-    if engine is None:
-        return {}, None
-    told = json.loads(engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON))
-    return _by_kind(layer["Name"] for layer in told["Layers"]), int(engine.device_memory_size_v2)
+def of_rtx_plan(plan: bytes) -> dict[str, int]:
+    """Return how often each kind of kernel occurs in a plan of TensorRT-RTX, most frequent first."""
+    return by_kind(name.decode() for name in _FUNCTION.findall(plan))
 
 
 def of_graph(path: Path) -> dict[str, int]:
     """Return how often each operation occurs in an ONNX file that ONNX Runtime optimised."""
-    return _by_kind(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
+    return by_kind(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
 
 
 def losses(entry: ComponentEntry, precision: str, kernels: dict[str, int]) -> list[str]:
@@ -62,7 +49,7 @@ def losses(entry: ComponentEntry, precision: str, kernels: dict[str, int]) -> li
     return found
 
 
-def _scratch(plan: bytes) -> int | None:
+def scratch_of_rtx_plan(plan: bytes) -> int | None:
     """Return where the last tensor of the scratch memory of a TensorRT-RTX plan ends; None if it names none."""
     ends = []
     for dims, offset, strides, dtype in _SCRATCH.findall(plan[: plan.find(b"main {")]):
@@ -72,6 +59,6 @@ def _scratch(plan: bytes) -> int | None:
     return max(ends, default=None)
 
 
-def _by_kind(names: Any) -> dict[str, int]:
+def by_kind(names: Iterable[str]) -> dict[str, int]:
     """Count names without the numbers that tell instances apart."""
     return dict(Counter(re.sub(r"_0x[0-9a-f]+.*$|_\d+$", "", name) for name in names).most_common())

@@ -1,6 +1,6 @@
-"""The compiler's own progress and log, as plain callables.
+"""A compiler's own progress as a plain callable, and Ctrl-C while it works.
 
-The base classes come from whichever TensorRT is used, so both classes are made when its module is known.
+The base class comes from whichever TensorRT is used, so the class is made when its module is known.
 """
 
 from __future__ import annotations
@@ -65,15 +65,3 @@ def make_monitor(trt: Any, progress: Callable[[float], None], interrupted: Calla
             progress(self._reported)
 
     return Monitor()
-
-
-def make_logger(trt: Any) -> tuple[Any, list[str]]:
-    """Return an ILogger and the list to which it adds each error the compiler reports."""
-    complaints: list[str] = []
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                complaints.append(message)
-
-    return Logger(), complaints

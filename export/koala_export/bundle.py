@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,24 +14,12 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from koala_export.checkpoint import Checkpoint
-from koala_export.passes import PASSES, choose_passes
-from koala_export.source import open_source
 from koala_bundle.codec import from_json, to_json
-from koala_export.configs import native_size, read_spec
 from koala_bundle.counts import Counts
 from koala_bundle.errors import ArgumentError, BundleError, KoalaError
 from koala_bundle.files import FileEntry, Staging, prepare_output, require_space, write_json
-from koala_bundle.tensors import Component, components
-from koala_bundle.manifest import (
-    MANIFEST,
-    SCHEMA_VERSION,
-    TOKENIZERS,
-    ComponentEntry,
-    Manifest,
-    Origin,
-    read_manifest,
-)
+from koala_bundle.manifest import MANIFEST, SCHEMA_VERSION, TOKENIZERS, ComponentEntry, Manifest, Origin, read_manifest
+from koala_bundle.progress import Report, no_report
 from koala_bundle.spec import (
     TIMESTEP_SPACINGS,
     ModelSpec,
@@ -41,12 +28,15 @@ from koala_bundle.spec import (
     check_profile,
     check_sampling,
 )
+from koala_bundle.tensors import Component, components
+from koala_export.checkpoint import Checkpoint
+from koala_export.configs import native_size, read_spec
+from koala_export.passes import PASSES, choose_passes
+from koala_export.source import open_source
 
 # diffusers' own defaults of StableDiffusionXLPipeline.__call__, for a checkpoint that recommends nothing.
 DIFFUSERS_DEFAULTS = Sampling(num_inference_steps=50, guidance_scale=5.0)
 _TOOLS = ("koala-trt", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
-
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -83,7 +73,7 @@ def options_of(manifest: Manifest) -> ExportOptions:
     )
 
 
-def export_bundle(source: str, bundle: Path, options: ExportOptions | None = None, report: Report = lambda _: None) -> bool:
+def export_bundle(source: str, bundle: Path, options: ExportOptions | None = None, report: Report = no_report) -> bool:
     """Export ``source`` to the folder ``bundle``; False if it was there already, made from the same.
 
     ``report`` gets a line per piece of work. Raises InputError for what the caller can fix, GateError and BuildError
@@ -119,7 +109,7 @@ def _resolve(checkpoint: Checkpoint, options: ExportOptions) -> tuple[ModelSpec,
     spacing = options.timestep_spacing or (preset.timestep_spacing if preset else spec.scheduler.timestep_spacing)
     if spacing not in TIMESTEP_SPACINGS:
         raise ArgumentError(
-            "--timestep-spacing",
+            "timestep_spacing",
             expected=" or ".join(TIMESTEP_SPACINGS),
             found=repr(spacing),
             fix="pass trailing for KOALA-Lightning, leading for KOALA",
@@ -128,13 +118,12 @@ def _resolve(checkpoint: Checkpoint, options: ExportOptions) -> tuple[ModelSpec,
     default = Sampling(preset.num_inference_steps, preset.guidance_scale) if preset else DIFFUSERS_DEFAULTS
     guidance = default.guidance_scale if options.guidance_scale is None else options.guidance_scale
     steps = default.num_inference_steps if options.num_inference_steps is None else options.num_inference_steps
-    names = ("--steps", "--guidance-scale")
-    check_sampling(steps, spec.scheduler.num_train_timesteps, guidance, names=names)
+    check_sampling(steps, spec.scheduler.num_train_timesteps, guidance)
     cfg = guidance > 1 if options.cfg is None else options.cfg
     if not cfg and options.guidance_scale is not None and guidance > 1:
         raise ArgumentError(
-            "--guidance-scale",
-            expected="1 or less together with --no-cfg",
+            "guidance_scale",
+            expected="1 or less where no guidance is compiled in",
             found=f"{guidance:g}",
             fix="drop one of them",
         )

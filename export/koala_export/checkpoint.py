@@ -14,11 +14,11 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
-from koala_export.presets import Preset
-from koala_export.tokenizer import tokenizer_json
-from koala_export.configs import Config
 from koala_bundle.errors import CheckpointError
 from koala_bundle.files import file_entry, relative
+from koala_export.configs import Config
+from koala_export.presets import Preset
+from koala_export.tokenizer import tokenizer_json
 
 MODELS = ("text_encoder", "text_encoder_2", "unet", "vae")
 CONFIG_FILES = {

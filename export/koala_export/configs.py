@@ -59,7 +59,7 @@ def native_size(configs: Mapping[str, Config], spec: ModelSpec) -> tuple[int, in
             "unet/config.json: sample_size",
             expected="the height and width of the latents",
             found=str(size),
-            fix="correct the file, or delete that line and pass --height and --width",
+            fix="correct the file, or delete that line and pass a height and a width",
         )
     return sides[0] * spec.vae.scale_factor, sides[1] * spec.vae.scale_factor
 

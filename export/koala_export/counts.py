@@ -7,8 +7,8 @@ from collections import Counter
 
 import onnx_ir as ir
 
-from koala_export.passes.graph import shape_of
 from koala_bundle.counts import Counts, Product
+from koala_export.passes.graph import shape_of
 
 NORMS = {"GroupNormalization", "LayerNormalization", "InstanceNormalization", "RMSNormalization"}
 

@@ -22,9 +22,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from koala_export.trace import example_inputs
 from koala_bundle.errors import GateError
 from koala_bundle.tensors import Component, IOTensor
+from koala_export.trace import example_inputs
 
 BOUNDS = {"fp32": (1e-3, 0.99999), "fp16": (5e-2, 0.999)}  # largest relative error, smallest cosine
 Array: TypeAlias = NDArray[Any]

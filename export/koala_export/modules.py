@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from koala_bundle.spec import ModelSpec, Profile
 from koala_export.checkpoint import Checkpoint
 from koala_export.rescale import rescale
-from koala_bundle.spec import ModelSpec, Profile
 
 
 class TextEncoder(nn.Module):

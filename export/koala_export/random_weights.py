@@ -15,9 +15,9 @@ from typing import Any
 import torch
 
 from koala_export.checkpoint import CONFIG_FILES, MODELS, model_class, prefix_text_encoder
+from koala_export.configs import Config
 from koala_export.presets import Preset, configs
 from koala_export.tokenizer import with_static_length
-from koala_export.configs import Config
 
 SEED = 0
 

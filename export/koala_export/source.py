@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from koala_bundle.errors import ArgumentError, CheckpointError
 from koala_export.checkpoint import CONFIG_FILES, MODELS, Checkpoint, FolderCheckpoint
 from koala_export.presets import PRESETS
 from koala_export.random_weights import RandomCheckpoint
-from koala_bundle.errors import ArgumentError, CheckpointError
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _DOWNLOADED = (
@@ -26,10 +26,10 @@ def open_source(source: str, *, random_weights: bool, precision: str) -> Checkpo
     if random_weights:
         if preset is None:
             raise ArgumentError(
-                "--random-weights",
+                "random_weights",
                 expected=f"a preset ({', '.join(PRESETS)})",
                 found=source,
-                fix="name a preset, or leave the flag out to export a checkpoint with its own weights",
+                fix="name a preset, or leave it out to export a checkpoint with its own weights",
             )
         return RandomCheckpoint(preset)
     folder = Path(source)
@@ -44,7 +44,7 @@ def open_source(source: str, *, random_weights: bool, precision: str) -> Checkpo
             source,
             expected="a whole pipeline on the hub",
             found="a preset that is published as a U-Net alone",
-            fix="save a folder with it and pass the folder, or add --random-weights for a dry run",
+            fix="save a folder with it and pass the folder, or export the preset with random weights for a dry run",
         )
     hub_name = preset.hub_id if preset is not None else source
     if hub_name is not None and _HUB_NAME.fullmatch(hub_name):
@@ -89,6 +89,6 @@ def _download(hub_name: str, precision: str) -> Path:
             f"hub repository {hub_name}",
             expected="a download",
             found=f"no connection and no earlier download ({type(error).__name__})",
-            fix="check the network, pass a local folder, or add --random-weights to a preset's name for a dry run",
+            fix="check the network, pass a local folder, or export a preset with random weights for a dry run",
         ) from error
     return Path(folder)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from koala_bundle.engine_record import EngineRecord
 from koala_bundle.errors import DeviceError
-from koala_bundle.manifest import EngineRecord, Manifest
+from koala_bundle.manifest import Manifest
 from koala_runtime.program import DENOISER, VAE_DECODER, make_program
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 import numpy as np
 
@@ -32,7 +32,7 @@ def on_device(method: Callable[Concatenate[Self_, P], R]) -> Callable[Concatenat
         with self.device.current():
             return method(self, *args, **kwargs)
 
-    return wrapped
+    return cast("Callable[Concatenate[Self_, P], R]", wrapped)
 
 
 class Executor:

@@ -188,9 +188,7 @@ class Pipeline:
         drawn = np.concatenate(pictures)
         return self._output(request, hand_over(drawn, request.output_type), len(drawn), times)
 
-    def _output(
-        self, request: Request, images: Any, count: int, times: dict[str, list[float]]
-    ) -> PipelineOutput:
+    def _output(self, request: Request, images: Any, count: int, times: dict[str, list[float]]) -> PipelineOutput:
         recipes = tuple(self._recipe(request, index) for index in range(count))
         return PipelineOutput(images, request.seed, recipes, times or None)
 
@@ -220,7 +218,9 @@ class Pipeline:
     def _exclusive(self) -> Iterator[None]:
         """Queue calls of several threads; refuse a call from inside a loop or callback, which would wait for itself."""
         if self._drawing_thread == threading.get_ident():
-            raise RuntimeError("a pipeline cannot be called or closed by its own callback or loop over steps")
+            raise RuntimeError(
+                "a pipeline cannot be called or closed by its own callback_on_step_end or loop over steps"
+            )
         with self._turn:
             if self._closed:
                 raise RuntimeError("this pipeline is closed")

@@ -96,9 +96,7 @@ def call_back(pipeline: object, callback: StepCallback, steps: Steps) -> Pipelin
         for step in steps:
             if (step.index + 1) % callback.every:
                 continue
-            tensors = {
-                name: step.latents if name == "latents" else step.preview() for name in callback.tensors
-            }
+            tensors = {name: step.latents if name == "latents" else step.preview() for name in callback.tensors}
             returned = callback.function(pipeline, step.index, step.timestep, tensors)
             if returned and "latents" in returned:
                 step.latents = returned["latents"]

@@ -15,20 +15,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from koala_bench.backends import available
 from koala_bench.hardware import install_bytes
-from koala_bench.results import Peak, Results, changes, load, save
+from koala_bench.registry import available
+from koala_bench.report import save, save_sweep
+from koala_bench.results import Peak, Results, changes, load
 from koala_bench.runner import BenchOptions, least_seconds, picture_flops, run
-from koala_bench.sweep import Sweep, save_sweep, sweep, sweep_columns, sweep_rows
-from koala_bench.tables import COST, PARTS, SPEED, VERSIONS, markdown, rows, tables
-from koala_cli.main import run_app
+from koala_bench.sweep import Sweep, sweep
+from koala_bench.tables import COST, PHASES, SPEED, VERSIONS, markdown, rows, sweep_columns, sweep_rows, tables
 from koala_bundle.errors import ArgumentError, BundleError, KoalaError
 from koala_bundle.manifest import read_manifest
+from koala_cli.main import run_app
 from tests.support.fake_backends import DELAY
 
 SHAPE = "koala-700m-like"
 FAKE = "tests.support.fake_backends:"
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 PYTHONPATH = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 PUBLISHED = sorted((ROOT / "bench" / "results").glob("*/results.json"))
 
@@ -147,7 +148,7 @@ def test_every_way_of_showing_says_the_same(results: Results, tmp_path: Path) ->
     files = save(results, tmp_path / "out")
     assert load(tmp_path / "out" / "results.json") == results
     text, told = markdown(results), rows(results)
-    assert [*told] == [SPEED, PARTS, COST, VERSIONS]
+    assert [*told] == [SPEED, PHASES, COST, VERSIONS]
     for columns, each in told.items():
         assert f"| {' | '.join(columns)} |" in text
         assert all(f"| {' | '.join(row)} |" in text for row in each)

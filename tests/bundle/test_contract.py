@@ -19,17 +19,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import koala_bundle.errors
 import koala_runtime
-from koala_export.presets import PRESETS, configs
 from koala_bundle.codec import CodecError, from_json, to_json
-from koala_export.configs import read_spec
 from koala_bundle.counts import Counts, Product
+from koala_bundle.engine_record import GPU, EngineKey, EngineRecord, PlanEntry
 from koala_bundle.errors import BundleError
 from koala_bundle.files import FileEntry, check_files, file_entry, inside, write_atomic
-from koala_machine.driver import GPU, Driver, query_driver
-from koala_bundle.tensors import IOTensor, components
-from koala_bundle.manifest import ComponentEntry, EngineKey, EngineRecord, Manifest, Origin, PlanEntry
+from koala_bundle.manifest import ComponentEntry, Manifest, Origin
 from koala_bundle.spec import Profile, Sampling
+from koala_bundle.tensors import IOTensor, components
+from koala_export.configs import read_spec
+from koala_export.presets import PRESETS, configs
+from koala_machine.driver import Driver, query_driver
 
 FILES = {"onnx/a.onnx": FileEntry("0" * 64, 3), "onnx/a.onnx.data": FileEntry("f" * 64, 2**33)}
 KEY = EngineKey("tensorrt", "11.0", "linux", GPU("NVIDIA L4", "8.9"), {"level": "3"}, {"onnx/a.onnx": "0" * 64})
@@ -156,13 +158,16 @@ def test_a_write_that_fails_leaves_the_old_bytes(tmp_path: Path) -> None:
 
 def test_the_runtime_offers_what_it_lists() -> None:
     exec("from koala_runtime import *", offered := dict[str, Any]())
-    assert offered.keys() - {"__builtins__"} == set(koala_runtime.__all__) == {"Pipeline", "PipelineOutput"}
+    assert offered.keys() - {"__builtins__"} == set(koala_runtime.__all__)
+    errors = {name for name, kind in vars(koala_bundle.errors).items() if isinstance(kind, type)}
+    assert errors <= offered.keys(), "every error that a product catches"
+    assert {"Pipeline", "PipelineOutput", "Steps", "read_recipe"} <= offered.keys()
     with pytest.raises(AttributeError, match="module 'koala_runtime' has no attribute 'pipe'"):
         _ = koala_runtime.pipe
 
 
-def test_the_contract_imports_the_standard_library_alone() -> None:
-    paths = [*(Path(koala_runtime.__file__).parent / "contract").glob("*.py")]
+def test_the_ground_floor_imports_the_standard_library_alone() -> None:
+    paths = [*Path(koala_bundle.__file__).parent.glob("*.py")]
     assert paths
     for path in paths:
         nodes = [*ast.walk(ast.parse(path.read_text(encoding="utf-8")))]

@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from koala_bundle.counts import Counts, Product
+from koala_bundle.engine_record import read_engine_record
+from koala_bundle.errors import BuildError
+from koala_bundle.files import write_json
+from koala_bundle.manifest import ComponentEntry, read_manifest
+from koala_bundle.targets import RTX
 from koala_engines.build import build_engines
 from koala_engines.kernels import losses
 from koala_engines.options import BuildOptions
-from koala_bundle.counts import Counts, Product
-from koala_bundle.errors import BuildError
-from koala_bundle.files import write_json
-from koala_bundle.manifest import ComponentEntry, read_engine_record, read_manifest
 
 SHAPE = "koala-700m-like"
 
@@ -44,8 +46,8 @@ def half(bundle: Callable[..., Path]) -> Path:
 
 def test_every_attention_of_a_step_is_fused(half: Path) -> None:
     told: list[str] = []
-    build_engines(half, "rtx", report=told.append)
-    manifest, record = read_manifest(half), read_engine_record(half, "rtx")
+    build_engines(half, RTX, report=told.append)
+    manifest, record = read_manifest(half), read_engine_record(half, RTX)
     for name in ("text_encoder", "text_encoder_2", "denoiser"):
         counts, kernels = manifest.component(name).counts, record.plans[name].kernels
         assert sum(times for kind, times in kernels.items() if "mha" in kind) == counts.attentions > 0
@@ -67,10 +69,10 @@ def test_strict_refuses_what_is_lost(half: Path, tmp_path: Path) -> None:
 
     write_json(copy / "manifest.json", replace(manifest, components=tuple(map(single, manifest.components))))
     with pytest.raises(BuildError, match=r"rtx: text_encoder: .* found only 0% of its operations are float16"):
-        build_engines(copy, "rtx", BuildOptions(strict=True))
+        build_engines(copy, RTX, BuildOptions(strict=True))
     assert not (copy / "engines" / "rtx").exists()
     told: list[str] = []
-    build_engines(copy, "rtx", report=told.append)
+    build_engines(copy, RTX, report=told.append)
     assert any(line.startswith("WARNING: rtx: denoiser: only 0%") for line in told)
     with pytest.raises(BuildError, match="only 0% of its operations are float16"):
-        build_engines(copy, "rtx", BuildOptions(strict=True))  # built before, and looked at again
+        build_engines(copy, RTX, BuildOptions(strict=True))  # built before, and looked at again

@@ -17,11 +17,12 @@ import numpy as np
 import pytest
 import torch
 
-import koala_runtime.pipeline
+import koala_runtime.request
+from koala_bundle.manifest import read_manifest
+from koala_bundle.targets import CPU, RTX
 from koala_engines.build import build_engines
 from koala_export.bundle import ExportOptions, export_bundle
 from koala_runtime import Pipeline
-from koala_bundle.manifest import read_manifest
 from koala_runtime.executor import Run
 from koala_runtime.prompts import PromptEncoder
 from koala_runtime.schedule import make_schedule
@@ -36,7 +37,7 @@ SINGLES, PAIRS = requests(1, 20), requests(2, 20)
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("koala-tiny") / "bundle"
     export_bundle(str(CHECKPOINT), folder, ExportOptions(num_inference_steps=10, guidance_scale=2.0))
-    build_engines(folder, "cpu")
+    build_engines(folder, CPU)
     return folder
 
 
@@ -82,14 +83,14 @@ def late_sigmas(spec: Any, steps: int) -> Any:
 
 @pytest.mark.parametrize("broken", [reversed_timesteps, unit_noise, late_sigmas])
 def test_a_broken_sampler_is_seen(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, broken: Any) -> None:
-    monkeypatch.setattr(koala_runtime.pipeline, "make_schedule", broken)
+    monkeypatch.setattr(koala_runtime.request, "make_schedule", broken)
     with pytest.raises(AssertionError):
         assert_it_draws_what_it_is_told(pipe)
 
 
 def before_filling(monkeypatch: pytest.MonkeyPatch, change: Callable[[str, Any], Any]) -> None:
     fill = Run.fill
-    monkeypatch.setattr(Run, "fill", lambda self, name, values: fill(self, name, change(name, values)))
+    monkeypatch.setattr(Run, "fill", lambda self, inputs: fill(self, {n: change(n, v) for n, v in inputs.items()}))
 
 
 def test_exchanged_guidance_rows_are_seen(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +127,7 @@ def test_exchanged_tokenizer_pads_are_seen(bundle: Path, pipe: Pipeline, monkeyp
     prompt = words(PAIRS[0])
     wanted = picture(pipe, prompt, 0).astype(int)
     swapped = PromptEncoder((bundle / "tokenizer_2", bundle / "tokenizer"))
-    monkeypatch.setattr(pipe, "_prompts", swapped)
+    monkeypatch.setattr(pipe, "_encoder", swapped)
     assert np.abs(picture(pipe, prompt, 0) - wanted).max() > 2  # the bound of test_diffusers_draws_the_same
 
 
@@ -172,7 +173,7 @@ def test_diffusers_draws_the_same(tmp_path: Path) -> None:
     from diffusers import StableDiffusionXLPipeline
 
     export_bundle(str(CHECKPOINT), tmp_path / "bundle", ExportOptions(precision="fp32", guidance_scale=2.0))
-    build_engines(tmp_path / "bundle", "cpu")
+    build_engines(tmp_path / "bundle", CPU)
     reference: Any = StableDiffusionXLPipeline.from_pretrained(CHECKPOINT, variant="fp16", dtype=torch.float32)
     reference.set_progress_bar_config(disable=True)
     with Pipeline(tmp_path / "bundle") as pipe:
@@ -185,7 +186,7 @@ def test_diffusers_draws_the_same(tmp_path: Path) -> None:
 
 
 def test_rtx_plans_build(bundle: Path) -> None:
-    build_engines(bundle, "rtx")
+    build_engines(bundle, RTX)
     assert read_manifest(bundle).profile.height == 128  # its own size, from sample_size
     plans = {path.stem for path in (bundle / "engines" / "rtx").glob("*.plan")}
     assert plans == {entry.name for entry in read_manifest(bundle).components}

@@ -10,12 +10,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from koala_bundle.counts import Counts, Product, Roofline
+from koala_bundle.manifest import read_manifest
+from koala_bundle.tensors import components
 from koala_export.modules import build_module
 from koala_export.source import open_source
 from koala_export.trace import example_inputs
-from koala_bundle.counts import Counts, Product, Roofline
-from koala_bundle.tensors import components
-from koala_bundle.manifest import read_manifest
 
 SHAPE = "koala-700m-like"
 

@@ -16,12 +16,12 @@ import onnx
 import pytest
 from onnx.external_data_helper import ExternalDataInfo
 
+from koala_bundle.errors import GateError
+from koala_bundle.manifest import read_manifest
+from koala_bundle.tensors import Component, components
 from koala_export.gate import BOUNDS, Agreement, check_component, compare
 from koala_export.modules import build_module
 from koala_export.source import open_source
-from koala_bundle.errors import GateError
-from koala_bundle.tensors import Component, components
-from koala_bundle.manifest import read_manifest
 
 SHAPE = "koala-700m-like"
 # One tensor per component that its outputs depend on, and the output that must be named.

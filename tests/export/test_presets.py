@@ -16,8 +16,8 @@ import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from koala_export.presets import PRESETS, configs
 from koala_export.configs import native_size, read_spec
+from koala_export.presets import PRESETS, configs
 
 KOALA_700M = 782_822_724  # published: 782M (card); fp16 file 1.57 GB, ComfyUI's depths
 KOALA_1B = 1_161_184_324  # published: 1,161M (card); fp16 file 2.32 GB

@@ -19,10 +19,12 @@ import onnx
 import pytest
 from safetensors.torch import load_file, save_file
 
-from koala_engines.targets import obstacles
-from koala_runtime.selection import open_engines
+from koala_bundle.engine_record import engine_folder, read_engine_record
 from koala_bundle.errors import TargetError
-from koala_bundle.manifest import engine_folder, read_engine_record, read_manifest
+from koala_bundle.manifest import read_manifest
+from koala_bundle.targets import CPU, RTX
+from koala_engines.availability import obstacles
+from koala_runtime.selection import open_engines
 
 OPTIONS = ("--height", "64", "--width", "64", "--precision", "fp32")
 # Words that no weight, token or operator has by chance.
@@ -140,7 +142,7 @@ def test_another_option_is_named(own: tuple[Path, Path], option: tuple[str, ...]
 def test_other_weights_give_another_bundle(own: tuple[Path, Path]) -> None:
     source, bundle = own
     koala("engines", str(bundle), "--target", "cpu")
-    engines, old = engine_folder(bundle, "cpu"), read_manifest(bundle)
+    engines, old = engine_folder(bundle, CPU), read_manifest(bundle)
     saved = shutil.copytree(engines, source.parent / "engines")
     weights = source / "text_encoder" / "model.safetensors"
     tensors = load_file(weights)
@@ -167,12 +169,12 @@ def test_cpu_engines_are_built_again_for_a_reason(own: tuple[Path, Path]) -> Non
     bundle = own[1]
     command = ("engines", str(bundle), "--target", "cpu")
     assert "there are none yet" in koala(*command)
-    engines = engine_folder(bundle, "cpu")
+    engines = engine_folder(bundle, CPU)
     before, first = times(engines), contents(engines)
     assert "cpu: nothing to do" in koala(*command)
     assert times(engines) == before
 
-    version = read_engine_record(bundle, "cpu").key.compiler_version
+    version = read_engine_record(bundle, CPU).key.compiler_version
     record = json.loads((engines / "engine.json").read_bytes())
     record["key"]["compiler_version"] = "0.0.1"
     (engines / "engine.json").write_text(json.dumps(record))
@@ -192,7 +194,7 @@ def test_cpu_engines_are_built_again_for_a_reason(own: tuple[Path, Path]) -> Non
 
 
 def test_rtx_engines_are_built_again_for_another_level(own: tuple[Path, Path]) -> None:
-    if problem := obstacles()["rtx"]:
+    if problem := obstacles()[RTX]:
         pytest.skip(problem)
     command = ("engines", str(own[1]), "--target", "rtx")
     assert "there are none yet" in koala(*command)

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from koala_bundle.spec import Profile
+from koala_export.configs import read_spec
 from koala_export.modules import build_module
 from koala_export.rescale import HEADROOM, LARGEST, rescale
 from koala_export.source import open_source
-from koala_export.configs import read_spec
-from koala_bundle.spec import Profile
 
 
 def make_vae(gain: float) -> Any:

@@ -20,17 +20,20 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-import koala_runtime.selection
 import koala_runtime.pipeline
+import koala_runtime.selection
+from koala_bundle.engine_record import read_engine_record
+from koala_bundle.errors import ArgumentError, BundleError, DeviceError, TargetError
+from koala_bundle.manifest import read_manifest
+from koala_bundle.targets import CPU
 from koala_engines.build import build_engines
 from koala_export.bundle import ExportOptions, export_bundle
-from koala_runtime import Pipeline, program
-from koala_bundle.errors import ArgumentError, BundleError, DeviceError, TargetError
-from koala_bundle.manifest import read_engine_record, read_manifest
-from koala_runtime.executor import COPY_IN, COPY_OUT, Executor
+from koala_runtime import Pipeline
+from koala_runtime import program as programs
 from koala_runtime.budget import budget
-from koala_runtime.pipeline import _KEPT_RUNS
 from koala_runtime.devices.simulated import SimulatedDevice
+from koala_runtime.executor import COPY_IN, COPY_OUT, Executor
+from koala_runtime.pipeline import _KEPT_RUNS
 from tests.support.koala_tiny import CHECKPOINT
 
 PROMPT = "a large red circle on a white background"
@@ -48,7 +51,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             guidance = 2.0 if cfg else 1.0
             options = ExportOptions(cfg=cfg, batch=batch, num_inference_steps=4, guidance_scale=guidance, gate=False)
             export_bundle(str(CHECKPOINT), path, options)
-            build_engines(path, "cpu")
+            build_engines(path, CPU)
         return path
 
     return get
@@ -64,7 +67,7 @@ def simulated(bundle: Path, **options: Any) -> Pipeline:
 
 
 def device(pipe: Pipeline) -> Any:
-    return pipe._executor.device
+    return pipe.executor.device
 
 
 def draw(pipe: Pipeline, prompt: Any = PROMPT, **arguments: Any) -> NDArray[np.float32]:
@@ -155,11 +158,11 @@ def test_low_memory_keeps_one_phase(bundle: Path) -> None:
 def test_the_budget_is_what_is_taken(bundle: Path) -> None:
     with simulated(bundle) as pipe:
         draw(pipe)
-        record = read_engine_record(bundle, "cpu")
+        record = read_engine_record(bundle, CPU)
         scratch = {e.name: sum(t.nbytes for t in e.outputs) for e in pipe.manifest.components}
         plans = {name: replace(plan, activation_bytes=scratch[name]) for name, plan in record.plans.items()}
         # The processor's tensors are float32 where the GPU's are float16.
-        shared = program.make_program(pipe.manifest.components, 4, half="float32").nbytes
+        shared = programs.make_program(pipe.manifest.components, 4, half="float32").nbytes
         expected = replace(budget(pipe.manifest, replace(record, plans=plans)), tensors=shared)
         assert sum(device(pipe).live.values()) == expected.total()
 
@@ -301,18 +304,18 @@ def test_cancelling_keeps_what_is_finished(bundle: Path) -> None:
 
 
 def overlapping(monkeypatch: pytest.MonkeyPatch) -> None:
-    place, taken = program._place, {}
+    place, taken = programs._place, {}
 
     def misplaced(tensor: Any, offset: int, *rest: Any) -> Any:
         at = place(tensor, taken.get("hidden_states", offset) if tensor.name == "text_embeds" else offset, *rest)
         taken[tensor.name] = at.offset
         return at
 
-    monkeypatch.setattr(loop, "_place", misplaced)
+    monkeypatch.setattr(programs, "_place", misplaced)
 
 
-def changed_program(monkeypatch: pytest.MonkeyPatch, change: Callable[[program.Program], program.Program]) -> None:
-    make_program = program.make_program
+def changed_program(monkeypatch: pytest.MonkeyPatch, change: Callable[[programs.Program], programs.Program]) -> None:
+    make_program = programs.make_program
     monkeypatch.setattr(koala_runtime.pipeline, "make_program", lambda *a, **k: change(make_program(*a, **k)))
 
 
@@ -325,16 +328,16 @@ def late_text_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stale_table(monkeypatch: pytest.MonkeyPatch) -> None:
-    row = program.Placement.row
-    monkeypatch.setattr(program.Placement, "row", lambda self, index, shape: row(self, 0, shape))
+    row = programs.Placement.row
+    monkeypatch.setattr(programs.Placement, "row", lambda self, index, shape: row(self, 0, shape))
 
 
 def latents_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    def change(program: program.Program) -> program.Program:
+    def change(program: programs.Program) -> programs.Program:
         first = program.latents[0]
-        both = {program.LATENTS: first, program.NEXT_LATENTS: first}
+        both = {programs.LATENTS: first, programs.NEXT_LATENTS: first}
         steps = tuple(replace(call, tensors={**call.tensors, **both}) for call in program.steps)
-        decode = replace(program.decode, tensors={**program.decode.tensors, program.LATENTS: first})
+        decode = replace(program.decode, tensors={**program.decode.tensors, programs.LATENTS: first})
         return replace(program, steps=steps, decode=decode)
 
     changed_program(monkeypatch, change)
@@ -379,7 +382,7 @@ def test_a_mistake_shows(bundle: Path, mistake: Any, monkeypatch: pytest.MonkeyP
 
 
 def test_too_little_memory_is_told_before_loading(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    total = budget(read_manifest(bundle), read_engine_record(bundle, "cpu")).total()
+    total = budget(read_manifest(bundle), read_engine_record(bundle, CPU)).total()
     made: list[SimulatedDevice] = []
 
     def small(megabytes: int) -> None:
@@ -447,7 +450,7 @@ def test_a_refused_run_is_an_error(bundle: Path, when: str, monkeypatch: pytest.
                     device(pipe).failures["refuse denoiser"] = "yes"
 
             monkeypatch.setattr(device(pipe), "note", refuse)
-        with pytest.raises(DeviceError, match="stage denoiser: expected a run that the plan accepts, found a refusal"):
+        with pytest.raises(DeviceError, match="component denoiser: expected an engine that runs, found a refusal"):
             draw(pipe)
         assert device(pipe).graphs == 0
 

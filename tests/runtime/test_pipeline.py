@@ -20,9 +20,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from koala_bundle.errors import KoalaError
 from koala_engines.cpu import prepare
 from koala_runtime import Pipeline
-from koala_bundle.errors import KoalaError
 from koala_runtime.pipeline import _KEPT_RUNS
 from koala_runtime.schedule import make_schedule
 

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from koala_export.tokenizer import tokenizer_json
 from koala_bundle.errors import ArgumentError, BundleError, CheckpointError
 from koala_bundle.manifest import TOKENIZERS
+from koala_export.tokenizer import tokenizer_json
 from koala_runtime.prompts import MAX_CHARACTERS, PromptEncoder, check_text
 from tests.support.checkpoints import save_clip_tokenizers
 

@@ -10,8 +10,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from koala_export.configs import BETA_SCHEDULES, INTERPOLATION_TYPES
 from koala_bundle.spec import TIMESTEP_SPACINGS, SchedulerSpec
+from koala_export.configs import BETA_SCHEDULES, INTERPOLATION_TYPES
 from koala_runtime.schedule import make_schedule, train_sigmas
 
 EXTRA = 61  # trailing spacing's float range then yields one step more than asked for

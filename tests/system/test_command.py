@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from koala_bundle.codec import to_json
+from koala_bundle.engine_record import read_engine_record
+from koala_bundle.manifest import read_manifest
+from koala_bundle.targets import CPU, RTX
 from koala_cli.main import run_app
 from koala_engines.build import build_engines
 from koala_runtime import Pipeline, __version__
-from koala_bundle.codec import to_json
-from koala_bundle.manifest import read_engine_record, read_manifest
 
 SHAPE = "koala-700m-like"
 
@@ -50,7 +52,7 @@ def test_inspect(bundle: Callable[..., Path], capsys: pytest.CaptureFixture[str]
     assert run_app(["inspect", str(path), "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["manifest"] == to_json(read_manifest(path))
-    assert shown["engines"] == {"cpu": to_json(read_engine_record(path, "cpu"))}
+    assert shown["engines"] == {"cpu": to_json(read_engine_record(path, CPU))}
     parts, hoisted = shown["work"]["components"], shown["work"]["hoisted"]
     assert {name: part["runs"] for name, part in parts.items()} == {
         "text_encoder": 1,
@@ -94,7 +96,7 @@ def test_inspect_tells_the_memory_of_gpu_engines(
 ) -> None:
     pytest.importorskip("tensorrt_rtx")
     path = bundle(SHAPE, precision="fp16")
-    build_engines(path, "rtx")
+    build_engines(path, RTX)
     assert run_app(["inspect", str(path), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)["memory"]["rtx"]
     weights, activations = told["weights"], told["activations"]
@@ -129,7 +131,7 @@ def test_an_unexpected_failure_is_one_sentence_too(
     def fail(*_: object) -> None:
         raise ZeroDivisionError("[what] it was")
 
-    monkeypatch.setattr("koala_runtime.pipeline.make_schedule", fail)
+    monkeypatch.setattr("koala_runtime.request.make_schedule", fail)
     command = ["run", str(bundle(SHAPE)), "a koala", "--output", "koala.png"]
     assert run_app(command) == 1
     shown = capsys.readouterr().err.strip()

@@ -15,7 +15,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from koala_bundle.manifest import read_engine_record, read_manifest
+from koala_bundle.engine_record import read_engine_record
+from koala_bundle.manifest import read_manifest
+from koala_bundle.targets import RTX
 from koala_runtime.budget import budget
 from tests.support.checkpoints import save_full_size
 
@@ -69,7 +71,7 @@ def test_rtx_plans_build_without_a_gpu(folders: tuple[Path, Path]) -> None:
     plans = {path.name: path.stat().st_size for path in (bundle / "engines" / "rtx").glob("*.plan")}
     print(plans)
     assert set(plans) == PLANS
-    step = read_engine_record(bundle, "rtx").plans["denoiser"].kernels
+    step = read_engine_record(bundle, RTX).plans["denoiser"].kernels
     graph = next(entry.counts for entry in read_manifest(bundle).components if entry.name == "denoiser")
     print(sum(step.values()), step)
     small = "700m" in bundle.parent.name
@@ -79,7 +81,7 @@ def test_rtx_plans_build_without_a_gpu(folders: tuple[Path, Path]) -> None:
     assert sum(step.values()) <= (180 if small else 245)
     if small:
         assert plans["denoiser.plan"] <= 1.36e9
-    needed = budget(read_manifest(bundle), read_engine_record(bundle, "rtx"))
+    needed = budget(read_manifest(bundle), read_engine_record(bundle, RTX))
     print(needed, needed.total(), needed.total(low_memory=True))
     assert None not in needed.activations.values()
     assert needed.total() < (5e9 if small else 6e9)  # PyTorch took 8.3 and 9.1 GB (arXiv 2312.04005)

@@ -20,10 +20,12 @@ from typing import Any
 
 import pytest
 
-from koala_engines.targets import obstacles
-from koala_runtime.selection import open_engines
+from koala_bundle.engine_record import EngineKey, engine_folder, read_engine_record
 from koala_bundle.files import check_files, relative, restore
-from koala_bundle.manifest import EngineKey, Manifest, engine_folder, read_engine_record, read_manifest
+from koala_bundle.manifest import Manifest, read_manifest
+from koala_bundle.targets import find_target
+from koala_engines.availability import obstacles
+from koala_runtime.selection import open_engines
 
 OPTIONS = ("--height", "64", "--width", "64", "--precision", "fp32")
 # Prints progress in lines, so that a test knows when the compiler is at work; and takes Ctrl-C, which Python would
@@ -125,7 +127,7 @@ def found(folder: Path) -> Manifest | EngineKey | None:
     if not folder.exists():
         return None
     engines = folder.parent.name == "engines"
-    record = read_engine_record(folder.parents[1], folder.name) if engines else read_manifest(folder)
+    record = read_engine_record(folder.parents[1], find_target(folder.name)) if engines else read_manifest(folder)
     check_files(folder, record.files, "")
     names = {relative(folder, path) for path in folder.rglob("*") if path.is_file()}
     own = {"engine.json" if engines else "manifest.json", *record.files}
@@ -153,15 +155,18 @@ def works(
             arguments = ("export", str(checkpoint(SHAPE)), str(path), *OPTIONS)
             work = Work(arguments, path, old, read_manifest(reference[0]), reference[1])
         else:
-            if problem := obstacles()[name]:
+            if problem := obstacles()[find_target(name)]:
                 pytest.skip(problem)
             path = shutil.copytree(reference[0], tmp_path / "bundle")
+            engines = engine_folder(path, find_target(name))
             arguments = ("engines", str(path), "--target", name)
-            seconds, new = timed(*arguments), read_engine_record(path, name).key
-            made = engine_folder(path, name).rename(tmp_path / "old")
+            seconds, new = timed(*arguments), read_engine_record(path, find_target(name)).key
+            made = engines.rename(tmp_path / "old")
             record = (made / "engine.json").read_text()
             (made / "engine.json").write_text(record.replace(f'"{new.compiler_version}"', '"0.0.1"'))
-            work = Work(arguments, engine_folder(path, name), made if before == "old" else None, new, seconds)
+            work = Work(
+                arguments, engine_folder(path, find_target(name)), made if before == "old" else None, new, seconds
+            )
         work.reset()
         return work
 

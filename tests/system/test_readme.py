@@ -19,7 +19,7 @@ from koala_bench.results import load
 from koala_cli.main import run_app
 from koala_export.presets import PRESETS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 RUN_BY_CI = ("make image", "make test", "make check", "make test-full")
 COMMIT = "0" * 40

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from koala_bundle.errors import ArgumentError
 from koala_cli.main import run_app
 from koala_runtime import Pipeline
-from koala_bundle.errors import ArgumentError
 
 MB = 1_000_000
 
@@ -214,6 +214,6 @@ def test_guidance_in_a_bundle_without_it(bundle: Callable[..., Path]) -> None:
     with Pipeline(bundle("koala-700m-like", cfg=False)) as pipeline, pytest.raises(ArgumentError) as caught:
         pipeline("a cat", guidance_scale=3.5)
     assert str(caught.value) == (
-        "guidance_scale: expected 1 or less in a bundle exported with --no-cfg, found 3.5; "
-        "pass 1, or export the bundle again with --cfg."
+        "guidance_scale: expected 1 or less in a bundle that was exported without guidance, found 3.5; "
+        "pass 1, or export the bundle again with guidance compiled in."
     )

@@ -15,13 +15,14 @@ import pytest
 from onnx import numpy_helper
 
 import koala_runtime.pipeline
-from koala_bench import likeness
-from koala_verify.page import difference_map, page
-from koala_verify.verify import psnr, verify
-from koala_cli.main import run_app
-from koala_engines.build import build_engines
 from koala_bundle.files import file_entry, write_json
 from koala_bundle.manifest import read_manifest
+from koala_bundle.targets import CPU
+from koala_cli.main import run_app
+from koala_engines.build import build_engines
+from koala_verify import likeness
+from koala_verify.page import difference_map, page
+from koala_verify.verify import psnr, verify
 from tests.support.checkpoints import SHAPES, save_clip_tokenizers
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -59,7 +60,7 @@ def change_weights(path: Path, name: str, change: Callable[[Any], Any]) -> Path:
     onnx.save(model, path / graph, save_as_external_data=True, location=Path(data).name)
     files = {**manifest.files, graph: file_entry(path / graph), data: file_entry(path / data)}
     write_json(path / "manifest.json", replace(manifest, files=files))
-    build_engines(path, "cpu")
+    build_engines(path, CPU)
     return path
 
 
@@ -116,8 +117,13 @@ def test_swapped_guidance_is_seen(
     bundle: Callable[..., Path], checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every component is right; the pictures are not."""
-    encode = koala_runtime.pipeline.PromptEncoder.encode
-    monkeypatch.setattr(koala_runtime.pipeline.PromptEncoder, "encode", lambda self, texts: encode(self, texts[::-1]))
+    make_request = koala_runtime.pipeline.make_request
+
+    def swapped(*args: Any, **kwargs: Any) -> Any:
+        request = make_request(*args, **kwargs)
+        return replace(request, prompt_ids=request.negative_ids, negative_ids=request.prompt_ids)
+
+    monkeypatch.setattr(koala_runtime.pipeline, "make_request", swapped)
     failures = verify(bundle(SHAPE), str(checkpoint(SHAPE))).failures
     assert len(failures) == 3
     assert all(failure.startswith("picture ") for failure in failures)

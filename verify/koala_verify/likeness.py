@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from koala_bench.backends import Pixels
+from koala_verify.pixels import Pixels
 
 CLIP = "openai/clip-vit-base-patch16"
 """The model of CLIPScore in torchmetrics' defaults."""

@@ -9,7 +9,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from koala_bench.backends import Pixels
+from koala_verify.pixels import Pixels
 from koala_verify.verify import Findings
 
 MOST = 16  # a difference of so many levels, or more, is white in a difference map
@@ -24,7 +24,7 @@ def page(findings: Findings) -> str:
         }
         for told, (reference, ours) in zip(findings.pictures, findings.pairs, strict=True)
     ]
-    environment = Environment(loader=PackageLoader("koala_bench", "."), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(loader=PackageLoader("koala_verify", "."), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("page.html").render(findings=findings, shown=shown, most=MOST)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from koala_export.checkpoint import MODELS, FolderCheckpoint
 from koala_bundle.manifest import Manifest
+from koala_export.checkpoint import MODELS, FolderCheckpoint
 
 
 def open_diffusers(checkpoint: FolderCheckpoint, manifest: Manifest, dtype: Any) -> Any:

@@ -6,27 +6,27 @@ StableDiffusionXLPipeline. Beside it: the ONNX files as they are, in ONNX Runtim
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from koala_bench.backends import Pixels
-from koala_verify.likeness import open_clip_score, open_lpips
-from koala_verify.reference import open_diffusers
+from koala_bundle.errors import ArgumentError
+from koala_bundle.manifest import ComponentEntry, Manifest, read_manifest
+from koala_bundle.progress import Report, no_report
+from koala_bundle.spec import Profile
+from koala_bundle.tensors import Component, IOTensor, components
 from koala_export.checkpoint import FolderCheckpoint
 from koala_export.gate import Agreement, Array, accepted, compare, gate_inputs, run_onnx, run_torch
 from koala_export.modules import build_module
 from koala_export.source import open_source
 from koala_runtime import Pipeline
-from koala_bundle.errors import ArgumentError
-from koala_bundle.tensors import Component, IOTensor, components
-from koala_bundle.manifest import ComponentEntry, Manifest, read_manifest
-from koala_bundle.spec import Profile
 from koala_runtime.executor import Executor, Run
 from koala_runtime.program import make_program
+from koala_verify.likeness import open_clip_score, open_lpips
+from koala_verify.pixels import Pixels, psnr
+from koala_verify.reference import open_diffusers
 
 PROMPTS = (
     "a large red circle on a white background",
@@ -39,7 +39,6 @@ LEAST_PSNR = {"fp32": 40.0, "fp16": 25.0}
 """Decibels of a picture against the reference; see docs/verify.md."""
 
 LARGEST_PIXEL = 2 / 255  # of an fp32 bundle's picture, of any pixel
-Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class Findings:
 
 
 def verify(
-    bundle: Path, source: str, target: str | None = None, seeds: int = 1, report: Report = lambda _: None
+    bundle: Path, source: str, target: str | None = None, seeds: int = 1, report: Report = no_report
 ) -> Findings:
     """Compare ``bundle`` with the checkpoint ``source`` that it was exported from, and with the plans of ``target``.
 
@@ -115,13 +114,13 @@ def verify(
     checkpoint = open_source(source, random_weights=False, precision=manifest.profile.precision)
     if not isinstance(checkpoint, FolderCheckpoint) or checkpoint.digest() != manifest.origin.checkpoint:
         raise ArgumentError(
-            "SOURCE",
+            "source",
             expected="the checkpoint that the bundle was made from",
             found="another one",
             fix="pass the folder or hub name that `koala export` was given",
         )
     if seeds < 1:
-        raise ArgumentError("--seeds", expected="1 or more", found=str(seeds), fix="pass a number of pictures")
+        raise ArgumentError("seeds", expected="1 or more", found=str(seeds), fix="pass a number of pictures")
     with Pipeline(bundle, target) as pipe:
         outputs: list[Output] = []
         for component in components(manifest.spec, manifest.profile):
@@ -131,7 +130,7 @@ def verify(
         wanted = _reference_pictures(checkpoint, manifest, seeds)
         report(f"pictures: {pipe.target}")
         ours = [np.asarray(pipe(prompt, seed=seed).images[0]) for prompt, seed in wanted]
-        target = pipe.target
+        ran = pipe.target.name
     pairs = tuple(zip(wanted.values(), ours, strict=True))
     lpips, clip_score = open_lpips(), open_clip_score()
     pictures = []
@@ -142,7 +141,7 @@ def verify(
     return Findings(
         bundle=str(bundle),
         checkpoint=source,
-        target=target,
+        target=ran,
         profile=manifest.profile,
         outputs=tuple(outputs),
         pictures=tuple(pictures),
@@ -159,7 +158,7 @@ def _component(
     inputs = gate_inputs(component)
     results = {
         "onnx": run_onnx([(part, bundle / part.files[0]) for part in parts], inputs),
-        pipe.target: _run_plans(pipe._executor, manifest, parts, inputs),
+        pipe.target.name: _run_plans(pipe.executor, manifest, parts, inputs),
     }
     module = build_module(component.name, checkpoint, manifest.spec, manifest.profile, manifest.passes)
     reference = run_torch(module, component, inputs)
@@ -221,12 +220,6 @@ def _output(component: str, tensor: IOTensor, runner: str, reference: Array, res
         not_finite,
         accepted(agreement, tensor, precision) and not not_finite,
     )
-
-
-def psnr(reference: Array, result: Array, peak: float) -> float:
-    """Return 10 log10(peak² / mean squared error) in decibels, at most 150: what float64 could tell apart."""
-    error = float(np.mean((reference.astype(np.float64) - result.astype(np.float64)) ** 2))
-    return 10 * math.log10(peak**2 / error) if error > peak**2 * 1e-15 else (150.0 if error >= 0 else math.nan)
 
 
 def _picture(

@@ -13,12 +13,12 @@ from dataclasses import replace
 
 import onnx_ir as ir
 
+from koala_bundle.errors import ArgumentError
+from koala_bundle.tensors import Component, IOTensor
 from koala_export.passes.chunk import chunk_attention
 from koala_export.passes.graph import shape_of
 from koala_export.passes.hoist import hoist, pad_rows
 from koala_export.passes.sequence_major import to_sequence_major
-from koala_bundle.errors import ArgumentError
-from koala_bundle.tensors import Component, IOTensor
 
 PASSES = ("rescale", "chunk", "tokens", "hoist")
 """All that can be left out, in the order in which they run; ``rescale`` works before the trace, on the VAE."""
@@ -31,7 +31,7 @@ def choose_passes(without: Sequence[str]) -> tuple[str, ...]:
     """Return the passes that are to run. Raises ArgumentError for a name that is none."""
     for name in without:
         if name not in PASSES:
-            raise ArgumentError("--without", expected=" or ".join(PASSES), found=repr(name), fix="pass one of these")
+            raise ArgumentError("without", expected=" or ".join(PASSES), found=repr(name), fix="pass one of these")
     return tuple(name for name in PASSES if name not in without)
 
 

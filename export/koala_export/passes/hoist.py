@@ -16,9 +16,9 @@ from enum import IntEnum
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from koala_export.passes.graph import constant
-from koala_export.passes.batch_steps import batch_steps, can_batch
 from koala_bundle.tensors import Component
+from koala_export.passes.batch_steps import batch_steps, can_batch
+from koala_export.passes.graph import constant
 
 VIEWS = {"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Expand", "Identity"}
 """Operations that rearrange their first input; TensorRT makes no kernel of most of them."""

@@ -1,4 +1,4 @@
-"""The ``cpu`` target: plans are ONNX Runtime models in float32, the device is the processor and its memory the host's."""
+"""The ``cpu`` target: plans are ONNX Runtime models in float32, and the device is the processor."""
 
 from __future__ import annotations
 

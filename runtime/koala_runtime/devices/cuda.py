@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from koala_bundle.errors import DeviceError, TargetError
-from koala_runtime.devices.base import Array, Graph, Event, Enqueue
+from koala_runtime.devices.base import Array, Enqueue, Event, Graph
 
 INDEX = 0  # the first visible GPU; CUDA_VISIBLE_DEVICES chooses another
 _OUT_OF_MEMORY = 2  # cudaErrorMemoryAllocation

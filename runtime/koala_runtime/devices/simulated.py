@@ -21,8 +21,8 @@ import numpy as np
 
 from koala_bundle.errors import DeviceError
 from koala_bundle.tensors import ITEM_BYTES, ROW_ALIGNMENT
+from koala_runtime.devices.base import Array, Enqueue, Event, Graph, Tensor
 from koala_runtime.devices.cpu import OrtEngine
-from koala_runtime.devices.base import Array, Graph, Event, Enqueue, Tensor
 
 POISON = 0xFF  # as float32 or float16: NaN
 ARENA_BYTES = 256 << 20

@@ -15,8 +15,9 @@ import numpy as np
 
 from koala_bundle.errors import BundleError, DeviceError
 from koala_bundle.files import write_atomic
-from koala_runtime.devices.cuda import CudaDevice
+from koala_machine.tensorrt import make_logger
 from koala_runtime.devices.base import Tensor
+from koala_runtime.devices.cuda import CudaDevice
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +32,7 @@ class TensorRTEngine:
 
     def __init__(self, trt: Any, path: Path, device: CudaDevice, kernel_cache: Path) -> None:
         self._device, self._kernel_cache = device, kernel_cache
-        self._logger, complaints = _make_logger(trt)
+        self._logger, complaints = make_logger(trt)
         runtime = trt.Runtime(self._logger)
         # Mapped, not read: the library copies the weights to the GPU, and 1.4 GB of host memory would be for nothing.
         engine: trt.ICudaEngine | None = runtime.deserialize_cuda_engine(np.memmap(path, np.uint8, "r"))
@@ -86,21 +87,6 @@ class TensorRTEngine:
         """Free the context, then the engine with its weights."""
         del self._context, self._engine
         self._cache = None
-
-
-def _make_logger(trt: Any) -> tuple[Any, list[str]]:
-    """Return an ILogger that hands on to logging, and the list to which it adds each error."""
-    complaints: list[str] = []
-
-    class Logger(trt.ILogger):  # type: ignore[misc]
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                complaints.append(message)
-                _log.error("%s", message)
-            elif severity == trt.ILogger.WARNING:
-                _log.debug("%s", message)
-
-    return Logger(), complaints
 
 
 def _refused(path: Path, complaints: list[str]) -> BundleError | DeviceError:

@@ -17,6 +17,11 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
+from koala_bundle.codec import to_json
+from koala_bundle.files import file_entry
+from koala_bundle.manifest import ComponentEntry, read_manifest
+from koala_bundle.targets import CPU
+from koala_bundle.tensors import components
 from koala_engines.build import build_engines
 from koala_export.bundle import ExportOptions, export_bundle
 from koala_export.counts import count
@@ -27,10 +32,6 @@ from koala_export.passes.chunk import chunk_attention
 from koala_export.source import open_source
 from koala_export.trace import save
 from koala_runtime import Pipeline
-from koala_bundle.codec import to_json
-from koala_bundle.files import file_entry
-from koala_bundle.tensors import components
-from koala_bundle.manifest import ComponentEntry, read_manifest
 from tests.support.checkpoints import SHAPES
 from tests.support.koala_tiny import CHECKPOINT
 
@@ -50,7 +51,7 @@ def plain(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A float32 bundle without any pass, and its cpu engines."""
     folder = tmp_path_factory.mktemp("plain") / "bundle"
     export_bundle(str(source), folder, replace(OPTIONS, precision="fp32", without=PASSES))
-    build_engines(folder, "cpu")
+    build_engines(folder, CPU)
     return folder
 
 
@@ -74,7 +75,7 @@ def compiled(plain: Path, passes: tuple[str, ...], folder: Path) -> Path:
             files |= {name: file_entry(path) for name, path in zip(names, paths, strict=True)}
     manifest = replace(manifest, passes=passes, components=tuple(entries), files=files)
     (bundle / "manifest.json").write_text(json.dumps(to_json(manifest)))
-    build_engines(bundle, "cpu")
+    build_engines(bundle, CPU)
     return bundle
 
 

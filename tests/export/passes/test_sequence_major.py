@@ -12,10 +12,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from koala_bundle.counts import Counts
 from koala_export.counts import count
 from koala_export.passes.sequence_major import to_sequence_major
 from koala_export.trace import OPSET
-from koala_bundle.counts import Counts
 
 WIDTH, HEADS = 16, 2
 

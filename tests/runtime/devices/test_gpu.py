@@ -15,19 +15,20 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from koala_engines.build import build_engines
-from koala_engines.targets import default_targets
-from koala_export.bundle import ExportOptions, export_bundle
-from koala_runtime import Pipeline
-from koala_runtime.selection import obstacle
 from koala_bundle.errors import DeviceError
-from koala_machine.driver import query_driver
 from koala_bundle.manifest import read_manifest
+from koala_bundle.targets import CPU, RTX, TENSORRT, Target
+from koala_engines.availability import default_targets
+from koala_engines.build import build_engines
+from koala_export.bundle import ExportOptions, export_bundle
+from koala_machine.driver import query_driver
+from koala_runtime import Pipeline
+from koala_runtime.devices.base import Tensor
+from koala_runtime.devices.cpu import CpuDevice
 from koala_runtime.devices.cuda import CudaDevice
 from koala_runtime.executor import Executor, Run
-from koala_runtime.devices.cpu import CpuDevice
+from koala_runtime.opening import obstacle
 from koala_runtime.program import make_program
-from koala_runtime.devices.base import Tensor
 from tests.support.judge import judge
 from tests.support.koala_tiny import CHECKPOINT, requests, words
 
@@ -39,7 +40,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(PROBLEM is not None, reason=st
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("koala-tiny") / "bundle"
     export_bundle(str(CHECKPOINT), path, ExportOptions(num_inference_steps=10, guidance_scale=2.0))
-    build_engines(path, "cpu")
+    build_engines(path, CPU)
     return path
 
 
@@ -186,15 +187,15 @@ def test_a_failed_capture_leaves_the_stream_usable(device: CudaDevice) -> None:
 # --- real plans
 
 
-@pytest.fixture(scope="module", params=["tensorrt", "rtx"])
+@pytest.fixture(scope="module", params=[TENSORRT, RTX])
 def target(request: pytest.FixtureRequest, tiny: Path) -> str:
-    name = str(request.param)
-    if problem := obstacle(name):
+    target: Target = request.param
+    if problem := obstacle(target):
         pytest.skip(problem)
-    if name not in default_targets():
-        pytest.skip(f"{name} cannot be built here")
-    build_engines(tiny, name)
-    return name
+    if target not in default_targets():
+        pytest.skip(f"{target} cannot be built here")
+    build_engines(tiny, target)
+    return target.name
 
 
 def draw(pipe: Pipeline, prompt: str, seed: int, **arguments: Any) -> NDArray[np.uint8]:

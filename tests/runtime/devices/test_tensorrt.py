@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from koala_bundle.errors import BundleError, DeviceError, TargetError
+from koala_bundle.targets import TENSORRT
 from koala_machine.tensorrt import open_tensorrt
 from koala_runtime.devices.base import Tensor
 from koala_runtime.devices.tensorrt import TensorRTEngine
@@ -177,4 +178,4 @@ def test_what_the_library_refuses_is_one_sentence(path: Path) -> None:
 def test_without_tensorrt_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
     with pytest.raises(TargetError, match=r"the Python package tensorrt, found none .* `pip install koala-trt\[t"):
-        open_tensorrt("tensorrt")
+        open_tensorrt(TENSORRT)
