@@ -219,7 +219,7 @@ class Pipeline:
         """Queue calls of several threads; refuse a call from inside a loop or callback, which would wait for itself."""
         if self._drawing_thread == threading.get_ident():
             raise RuntimeError(
-                "a pipeline cannot be called or closed by its own callback_on_step_end or loop over steps"
+                "a pipeline cannot be called or closed by its own callback_on_step_end or loop"
             )
         with self._turn:
             if self._closed:
