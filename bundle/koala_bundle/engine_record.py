@@ -39,7 +39,7 @@ class EngineKey:
     onnx: dict[str, str]
 
     def changes_since(self, old: EngineKey) -> list[str]:
-        """Return in plain words what differs from ``old``; empty if the engines can stay."""
+        """Return in words what differs from ``old``; empty if the engines are up to date."""
         reasons = []
         if (old.compiler, old.compiler_version) != (self.compiler, self.compiler_version):
             reasons.append(f"{old.compiler} {old.compiler_version} -> {self.compiler} {self.compiler_version}")
@@ -63,7 +63,7 @@ class EngineKey:
 class PlanEntry:
     """One built component: its file first, then any external data; how long the compiler took, its kernels by kind.
 
-    ``activation_bytes`` is the scratch memory of one run, None where the compiler does not tell.
+    ``activation_bytes`` is the scratch memory of one run, None where the compiler does not report it.
     """
 
     files: tuple[str, ...]

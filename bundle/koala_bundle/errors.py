@@ -1,17 +1,16 @@
 """The errors this project raises on purpose.
 
-    KoalaError              exit code 1: work that was well asked for failed
+    KoalaError              exit code 1: valid input, but the work failed
     ├── BuildError          a converter or compiler refused a component
     ├── GateError           a converted component does not compute what PyTorch computes
     ├── DeviceError         the GPU refused or failed, or has too little memory
-    └── InputError          exit code 2: what was passed in can be mended by whoever passed it
+    └── InputError          exit code 2: the caller passed something wrong and can fix it
         ├── ArgumentError   an option or a call argument
         ├── CheckpointError a checkpoint folder, hub name or preset
         ├── BundleError     a bundle or one of its files
         └── TargetError     engines that are missing, stale, or made for another machine
 
-Every message is one sentence with the same four parts, so that a reader always learns what is wrong, what
-was expected, what was found and how to fix it.
+Every error has the same four parts: what is wrong, what was expected, what was found, and how to fix it.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class DeviceError(KoalaError):
 
 
 class InputError(KoalaError):
-    """Something that was passed in is wrong; the caller can fix it."""
+    """The caller passed something wrong and can fix it."""
 
 
 class ArgumentError(InputError):

@@ -1,7 +1,7 @@
 """Files that are either whole or not there: digests, atomic writes, and folders that are built beside their place.
 
-Covers crash safety against a killed process on POSIX and Windows; locking against a second process is the
-builders' own (see ``export`` and ``engines``).
+A killed process leaves old files or new ones, on POSIX and Windows. Locking against a second process is up to the
+builders (``koala_export``, ``koala_engines``).
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def write_json(path: Path, value: Any) -> None:
 def require_space(folder: Path, size: int) -> None:
     """Raise OSError (ENOSPC) unless ``size`` bytes fit on the disk of ``folder``.
 
-    Asked before work whose libraries tell a full disk in words of their own, or not at all.
+    Called before work whose libraries report a full disk poorly, or not at all.
     """
     free = shutil.disk_usage(folder).free
     if free < size:
@@ -109,7 +109,7 @@ def require_space(folder: Path, size: int) -> None:
 class Staging:
     """A folder that is built piece by piece beside its final place and then swapped in.
 
-    A killed build leaves ``final`` as it was (or, killed inside the swap, absent until the next start mends it).
+    A killed build leaves ``final`` as it was (or, killed inside the swap, absent until the next start restores it).
     Pieces recorded with ``finish`` survive, and a later build with the same ``key`` resumes after them.
     """
 
@@ -169,7 +169,7 @@ class Staging:
 
 
 def restore(final: Path) -> None:
-    """Undo a swap that was cut short: put the old folder back, or remove it where the new one is in place."""
+    """Undo an interrupted swap: put the old folder back, or remove it if the new one is in place."""
     old = final.with_name(f".{final.name}.old")
     if old.exists() and not final.exists():
         old.rename(final)
@@ -188,9 +188,9 @@ def _remove(old: Path) -> None:
 
 @contextmanager
 def prepare_output(path: Path, lock: Callable[[Path], AbstractContextManager[object]]) -> Iterator[None]:
-    """Hold ``path`` for writing: one process at a time, parents made, OSErrors told as a BundleError.
+    """Hold ``path`` for writing: one process at a time, parents created, OSErrors raised as BundleError.
 
-    A swap that was cut short is undone first.
+    An interrupted swap is undone first.
 
     ``lock`` makes an inter-process lock from a file name (``filelock.FileLock``); the file goes when the work ends.
     """

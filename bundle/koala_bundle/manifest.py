@@ -41,7 +41,7 @@ class Origin:
 class Manifest:
     """The whole of manifest.json.
 
-    ``gate`` is ``passed``, or ``skipped`` where the exporter was told so; ``passes`` names the graph passes that ran,
+    ``gate`` is ``passed``, or ``skipped`` if the export ran without it; ``passes`` names the graph passes that ran,
     and ``traced`` says how much work each component was before them.
     """
 

@@ -15,7 +15,7 @@ SMALLEST_SIDE = 64  # pixels; below it the noise tensor gets shorter than the bl
 
 @dataclass(frozen=True)
 class TextEncoderSpec:
-    """A CLIP text encoder. ``projection_dim`` is the width of the pooled embedding, None where there is none."""
+    """A CLIP text encoder. ``projection_dim`` is the width of the pooled embedding, None without one."""
 
     vocab_size: int
     hidden_size: int
@@ -72,7 +72,7 @@ class ModelSpec:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Defaults of a call: what the model card recommends, or what the exporter was told."""
+    """Defaults of a call: what the model card recommends, or what the export was given."""
 
     num_inference_steps: int
     guidance_scale: float

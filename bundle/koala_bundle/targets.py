@@ -86,7 +86,7 @@ TARGETS = (TENSORRT, RTX, CPU)
 
 
 def find_target(name: str, *, simulated: bool = False) -> Target:
-    """Return the target called ``name``; ``simulated`` admits SIMULATED, too. Raises ArgumentError if there is none."""
+    """Return the target called ``name``; ``simulated`` also allows SIMULATED. Raises ArgumentError if unknown."""
     known = (*TARGETS, SIMULATED) if simulated else TARGETS
     if found := next((target for target in known if target.name == name), None):
         return found

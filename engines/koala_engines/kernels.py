@@ -50,7 +50,7 @@ def losses(entry: ComponentEntry, precision: str, kernels: dict[str, int]) -> li
 
 
 def scratch_of_rtx_plan(plan: bytes) -> int | None:
-    """Return where the last tensor of the scratch memory of a TensorRT-RTX plan ends; None if it names none."""
+    """Return the bytes of scratch memory that a TensorRT-RTX plan uses; None if it lists no tensors."""
     ends = []
     for dims, offset, strides, dtype in _SCRATCH.findall(plan[: plan.find(b"main {")]):
         steps = zip(map(int, dims.split()), map(int, strides.split()), strict=True)
@@ -60,5 +60,5 @@ def scratch_of_rtx_plan(plan: bytes) -> int | None:
 
 
 def by_kind(names: Iterable[str]) -> dict[str, int]:
-    """Count names without the numbers that tell instances apart."""
+    """Count names without the numbers of their instances."""
     return dict(Counter(re.sub(r"_0x[0-9a-f]+.*$|_\d+$", "", name) for name in names).most_common())

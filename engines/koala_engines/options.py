@@ -1,4 +1,4 @@
-"""What a build can be told; the same for every compiler, each takes what concerns it."""
+"""The choices of a build: one set for all compilers, each of which reads what applies to it."""
 
 from __future__ import annotations
 

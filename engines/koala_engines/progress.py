@@ -14,7 +14,7 @@ from typing import Any
 
 @contextmanager
 def deferred_interrupt() -> Iterator[Callable[[], bool]]:
-    """Make Ctrl-C a flag while the block runs; yields a function that tells whether it came.
+    """Turn Ctrl-C into a flag while the block runs; yields a function that returns the flag.
 
     An exception must not pass through the compiler's frames, which may be on the stack at any callback. Outside the
     main thread Python delivers no signals, and a caller may have it ignored: then nothing is changed.
@@ -60,7 +60,7 @@ def make_monitor(trt: Any, progress: Callable[[float], None], interrupted: Calla
             for steps, total in self._phases.values():
                 done += share * min(steps / total, 1.0)
                 share /= total
-            # Phases end and begin anew; a bar only ever moves forward.
+            # Phases end and start again; a bar must only move forward.
             self._reported = max(self._reported, min(done, 1.0))
             progress(self._reported)
 

@@ -1,4 +1,4 @@
-"""How much memory of a GPU a bundle takes, told before anything is loaded."""
+"""The GPU memory that a bundle takes, known before anything is loaded."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from koala_runtime.program import DENOISER, VAE_DECODER, make_program
 class Budget:
     """Bytes of device memory; ``weights`` and ``activations`` by component, ``tensors`` all that the components share.
 
-    ``activations`` are None where the plan does not tell before it is loaded. What the driver takes for itself (some
-    hundreds of megabytes for a context and its kernels) is not in it.
+    ``activations`` are None where a plan shows them only once it is loaded. The driver's own memory (some hundreds of
+    megabytes for a context and its kernels) is not included.
     """
 
     weights: Mapping[str, int]

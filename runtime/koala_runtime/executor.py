@@ -39,7 +39,7 @@ class Executor:
     """The engines of one bundle on one device, with one scratch memory for all of them: no two run at once.
 
     ``load`` loads the plan of a component, ``half`` is the dtype of float16 tensors on this device. With ``low_memory``
-    engines are loaded when their turn comes, in each picture anew, and no graphs are kept. Raises DeviceError.
+    engines are loaded when their turn comes, again in each picture, and no graphs are kept. Raises DeviceError.
     """
 
     def __init__(
@@ -235,7 +235,7 @@ class Run:
     def _enqueue(self, key: str, calls: Sequence[Call], *, first: bool = False, last: bool = False) -> None:
         """Enqueue calls, after the copy of the inputs if ``first``, before that of the images if ``last``.
 
-        ``key`` tells them apart: they are captured once.
+        The graph is captured once and kept under ``key``.
         """
         if not self._executor.low_memory:
             self.device.launch(self._graph(key, calls, first, last))

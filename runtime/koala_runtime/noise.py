@@ -2,7 +2,7 @@
 
 PyTorch (ATen ``normal_fill``) draws one 24-bit uniform per element from a Mersenne Twister and turns blocks of 16
 into normals by Box-Muller: the first eight give the radius, the last eight the angle. A tail shorter than a block
-is drawn anew, overlapping the block before it. Equal to 5e-7 in float32 (PyTorch's vectorised log and sine round
+is drawn again, overlapping the block before it. Equal to 5e-7 in float32 (PyTorch's vectorised log and sine round
 differently).
 """
 

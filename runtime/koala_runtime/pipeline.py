@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from koala_bundle import __version__
-from koala_bundle.errors import DeviceError
+from koala_bundle.errors import ArgumentError, DeviceError
 from koala_bundle.manifest import TOKENIZERS
 from koala_runtime.budget import budget
 from koala_runtime.executor import Executor, Run
@@ -67,7 +67,7 @@ class Pipeline:
         self.close()
 
     def __del__(self) -> None:
-        # Memory of a GPU is freed by nobody else while the process lives.
+        # Nothing else frees GPU memory while the process lives.
         with suppress(Exception):
             self.close()
 
@@ -155,6 +155,9 @@ class Pipeline:
 
         Takes the arguments of a call but ``callback_on_step_end`` and ``timings``. Raises as a call does.
         """
+        for name in ("callback_on_step_end", "timings"):
+            if arguments.get(name):
+                raise ArgumentError(name, expected="none in a loop over steps", found="one", fix="leave it out")
         request = make_request(self.manifest, self.target, self._encoder, prompt=prompt, **arguments)
         return Steps(self._draw(request, one_by_one=True))
 
@@ -218,9 +221,7 @@ class Pipeline:
     def _exclusive(self) -> Iterator[None]:
         """Queue calls of several threads; refuse a call from inside a loop or callback, which would wait for itself."""
         if self._drawing_thread == threading.get_ident():
-            raise RuntimeError(
-                "a pipeline cannot be called or closed by its own callback_on_step_end or loop"
-            )
+            raise RuntimeError("a pipeline cannot be called or closed by its own callback_on_step_end or loop")
         with self._turn:
             if self._closed:
                 raise RuntimeError("this pipeline is closed")

@@ -93,7 +93,7 @@ def make_program(components: Sequence[Component], steps: int, *, half: str = "fl
     """
     by_name = {component.name: component for component in components}
     prologue = by_name.get(PROLOGUE)
-    # The prologue computes so many steps at once; the last time it may compute some that nobody asked for.
+    # The prologue computes a fixed number of steps at once; its last run may compute more than needed.
     at_once = prologue.steps if prologue else 1
     starts = range(0, steps, at_once)
     made = {tensor.name for component in components for tensor in component.outputs}

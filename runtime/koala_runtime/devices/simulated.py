@@ -1,9 +1,9 @@
-"""A device that is not there: the executor, the loop and the capture run on it as on a GPU, with real numbers.
+"""A GPU in software: the executor, its programs and their capture run on it as on a GPU, with real numbers.
 
-Its memory is a byte arena, poisoned where nobody wrote; what is enqueued runs only when the host waits; a graph holds
-operations with the addresses that they were captured with. Stages are computed by ONNX Runtime on the arena. Every
-operation is checked (does its memory still belong to somebody?) and noted in a log, so that tests can tell what a
-picture costs, and it can be told to fail.
+Its memory is a byte arena, poisoned where nothing was written. Enqueued work runs only when the host waits, and a graph
+holds operations with the addresses that they were captured with. Engines compute by ONNX Runtime on the arena. Every
+operation is checked (is its memory still allocated?) and logged, so that tests see what a picture costs, and any
+operation can be made to fail.
 """
 
 from __future__ import annotations
@@ -118,16 +118,16 @@ class SimulatedDevice:
         """Enqueue a copy."""
         self._enqueue_copy("copy out", address, array.ctypes.data, address, array.nbytes)
 
-    def capture(self, stages: Sequence[Enqueue]) -> Graph:
-        """Run the stages once, then record them."""
-        for stage in stages:
-            stage()
+    def capture(self, work: Sequence[Enqueue]) -> Graph:
+        """Run the work once, then record it."""
+        for enqueue in work:
+            enqueue()
         self.wait()
         self.note("capture")
         self._recording = graph = _Graph()
         try:
-            for stage in stages:
-                stage()
+            for enqueue in work:
+                enqueue()
         finally:
             self._recording = None
         self.graphs += 1
@@ -162,7 +162,7 @@ class SimulatedDevice:
             for address, nbytes in operation.ranges:
                 assert any(
                     start <= address and address + nbytes <= start + size for start, size in self.live.items()
-                ), f"{operation.name} touches {nbytes} bytes at {address - self._base}, which belong to nobody"
+                ), f"{operation.name} touches {nbytes} bytes at {address - self._base}, which are not allocated"
             operation.run()
 
     def wait_stream(self, stream: int) -> None:
@@ -211,7 +211,7 @@ class SimulatedEngine:
         self._device, self._name, self.activation_bytes = device, name, scratch
         device.note(f"load {name}")
         self._plan = OrtEngine(path)
-        self._weights = device.allocate(weights)  # nobody reads them: ONNX Runtime has its own
+        self._weights = device.allocate(weights)  # never read: ONNX Runtime has its own
         self._ready = self._closed = False
 
     def bind(self, tensors: Mapping[str, Tensor], activations: int) -> Callable[[], bool]:
