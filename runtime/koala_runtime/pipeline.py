@@ -221,7 +221,10 @@ class Pipeline:
     def _exclusive(self) -> Iterator[None]:
         """Queue calls of several threads; refuse a call from inside a loop or callback, which would wait for itself."""
         if self._drawing_thread == threading.get_ident():
-            raise RuntimeError("a pipeline cannot be called or closed by its own callback_on_step_end or loop")
+            raise RuntimeError(
+                "a pipeline cannot be called or closed by its own callback_on_step_end or loop over steps; "
+                "let the loop end, or close() it, first"
+            )
         with self._turn:
             if self._closed:
                 raise RuntimeError("this pipeline is closed")
