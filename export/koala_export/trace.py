@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 import warnings
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
 from koala_bundle.errors import BuildError
 from koala_bundle.tensors import Component, IOTensor
-
-OPSET = 23  # the first with Attention and GroupNormalization as TensorRT 11 wants them
+from koala_export.capture import capture, translate
+from koala_export.simplify import simplify
 
 
 def example_inputs(component: Component, seed: int = 0) -> dict[str, Tensor]:
@@ -43,23 +43,18 @@ def trace(module: nn.Module, component: Component) -> ir.Model:
     inputs = example_inputs(component)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     try:
-        model = _trace(module, component, inputs)
-    except torch.onnx.OnnxExporterError as error:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
+            model = translate(capture(module, inputs), [tensor.name for tensor in component.outputs])
+    except Exception as error:  # torch.export raises many kinds
         raise BuildError(
             component.name,
             expected="a module that torch exports to ONNX",
             found=str(error).strip().splitlines()[0],
             fix="report the checkpoint's config.json",
         ) from error
-    # The exporter notes stack traces and file paths of this machine on every node.
-    for holder in (model, model.graph, *model.graph, *model.graph.initializers.values()):
-        holder.metadata_props.clear()
-        holder.doc_string = None
-    for node in model.graph:
-        for value in node.outputs:
-            value.metadata_props.clear()
-    for value in model.graph.inputs:
-        value.metadata_props.clear()
+    simplify(model)
+    ClearMetadataAndDocStringPass()(model)  # stack traces and paths of this machine
     return model
 
 
@@ -69,22 +64,6 @@ def save(model: ir.Model, component: Component, folder: Path) -> list[Path]:
     ir.save(model, path, external_data=f"{path.name}.data")
     _check(path, component)
     return [path, path.with_name(path.name + ".data")]
-
-
-def _trace(module: nn.Module, component: Component, inputs: dict[str, Tensor]) -> ir.Model:
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
-        program: Any = torch.onnx.export(
-            module,
-            kwargs=inputs,
-            input_names=[tensor.name for tensor in component.inputs],
-            output_names=[tensor.name for tensor in component.outputs],
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
-    model: ir.Model = program.model
-    return model
 
 
 def _check(path: Path, component: Component) -> None:

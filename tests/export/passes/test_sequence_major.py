@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from koala_bundle.counts import Counts
 from koala_export.counts import count
 from koala_export.passes.sequence_major import to_sequence_major
-from koala_export.trace import OPSET
+from koala_export.capture import OPSET
 
 WIDTH, HEADS = 16, 2
 

@@ -1,0 +1,70 @@
+"""One torch module to an ONNX graph, without the exporter's slowest steps.
+
+``torch.onnx.export`` traces a module with ``torch.export`` and then traces that program again, to decompose operators
+that have no translation to ONNX and to remove mutations. The modules here have neither, except for a few operators
+that return what they were given, so the second trace is skipped; it takes longer than the first.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+OPSET = 23  # the first with Attention and GroupNormalization as TensorRT 11 takes them
+_ATEN = torch.ops.aten
+
+
+def capture(module: nn.Module, inputs: dict[str, Tensor]) -> torch.export.ExportedProgram:
+    """Return ``module`` in evaluation mode as a program of functional operators, traced with ``inputs`` by name."""
+    program = torch.export.export(module, (), inputs, strict=False)
+    graph = program.graph_module.graph
+    graph.eliminate_dead_code()
+    for node in list(graph.nodes):
+        if _returns_its_input(node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+        elif node.target is _ATEN.to.dtype:
+            node.target, node.args, node.kwargs = _ATEN._to_copy.default, node.args[:1], {"dtype": node.args[1]}
+    return program
+
+
+def translate(program: torch.export.ExportedProgram, outputs: list[str]) -> ir.Model:
+    """Return ``program`` in ONNX with ``outputs`` as the names of its results; inputs keep theirs."""
+    decompose = program.run_decompositions
+    if all(map(_is_functional, program.graph.nodes)):
+        program.run_decompositions = lambda *_: program  # type: ignore[method-assign]
+        try:
+            return _translate(program, outputs)
+        except torch.onnx.OnnxExporterError:  # an operator without a translation
+            program.run_decompositions = decompose  # type: ignore[method-assign]
+    return _translate(program, outputs)
+
+
+def _translate(program: torch.export.ExportedProgram, outputs: list[str]) -> ir.Model:
+    exported: Any = torch.onnx.export(
+        program, output_names=outputs, opset_version=OPSET, dynamo=True, verbose=False, optimize=False
+    )
+    model: ir.Model = exported.model
+    return model
+
+
+def _returns_its_input(node: Node) -> bool:
+    if node.target is _ATEN.dropout.default:
+        return node.args[2] is False  # not in training
+    if node.target in (_ATEN.contiguous.default, _ATEN.alias.default, _ATEN.to.device):
+        return node.meta["val"].dtype == node.args[0].meta["val"].dtype  # type: ignore[union-attr]
+    if node.target in (_ATEN.view.default, _ATEN.reshape.default):
+        return bool(node.meta["val"].shape == node.args[0].meta["val"].shape)  # type: ignore[union-attr]
+    return False
+
+
+def _is_functional(node: Node) -> bool:
+    """Return whether ``node`` changes none of its inputs and is no control flow."""
+    if node.op != "call_function" or node.target is operator.getitem:
+        return node.op != "get_attr"
+    return isinstance(node.target, torch._ops.OpOverload) and not node.target._schema.is_mutable
