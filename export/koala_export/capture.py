@@ -2,18 +2,22 @@
 
 ``torch.onnx.export`` traces a module with ``torch.export`` and then traces that program again, to decompose operators
 that have no translation to ONNX and to remove mutations. The modules here have neither, except for a few operators
-that return what they were given, so the second trace is skipped; it takes longer than the first.
+that return what they were given, so the second trace is skipped; it takes longer than the first. The exporter also
+collects its translations of all operators anew for each module, which its public function gives no way to share; this
+is why ``_core``, what is behind that function, is called here.
 """
 
 from __future__ import annotations
 
 import operator
-from typing import Any
+from functools import cache
 
 import onnx_ir as ir
 import torch
+from onnxscript.version_converter import convert_version
 from torch import Tensor, nn
 from torch.fx import Node
+from torch.onnx._internal.exporter import _core, _registration
 
 OPSET = 23  # the first with Attention and GroupNormalization as TensorRT 11 takes them
 _ATEN = torch.ops.aten
@@ -45,11 +49,17 @@ def translate(program: torch.export.ExportedProgram, outputs: list[str]) -> ir.M
     return _translate(program, outputs)
 
 
+@cache
+def _registry() -> _registration.ONNXRegistry:
+    """Return the translations of torch's operators; collecting them takes longer than most translations."""
+    return _registration.ONNXRegistry.from_torchlib(opset_version=OPSET)
+
+
 def _translate(program: torch.export.ExportedProgram, outputs: list[str]) -> ir.Model:
-    exported: Any = torch.onnx.export(
-        program, output_names=outputs, opset_version=OPSET, dynamo=True, verbose=False, optimize=False
-    )
-    model: ir.Model = exported.model
+    model = _core.exported_program_to_ir(program, registry=_registry())
+    convert_version(model, OPSET, fallback=True)
+    for value, name in zip(model.graph.outputs, outputs, strict=True):
+        value.name = name
     return model
 
 
