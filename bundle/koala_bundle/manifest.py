@@ -14,7 +14,7 @@ from koala_bundle.files import FileEntry
 from koala_bundle.spec import ModelSpec, Profile, Sampling
 from koala_bundle.tensors import Component
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 MANIFEST = "manifest.json"
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 
@@ -38,11 +38,21 @@ class Origin:
 
 
 @dataclass(frozen=True)
+class PassChange:
+    """What a graph pass changed: how much work a component was before it, and what it became, by component."""
+
+    name: str
+    component: str
+    before: Counts
+    after: dict[str, Counts]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The whole of manifest.json.
 
-    ``gate`` is ``passed``, or ``skipped`` if the export ran without it; ``passes`` names the graph passes that ran,
-    and ``traced`` says how much work each component was before them.
+    ``gate`` is ``passed``, or ``skipped`` if the export ran without it. ``passes`` names the passes that ran, ``traced`` says how much work each
+    component was before the graph passes, and ``changes`` what each of these changed, in their order.
     """
 
     schema_version: int
@@ -53,6 +63,7 @@ class Manifest:
     sampling: Sampling
     passes: tuple[str, ...]
     traced: dict[str, Counts]
+    changes: tuple[PassChange, ...]
     components: tuple[ComponentEntry, ...]
     files: dict[str, FileEntry]
 

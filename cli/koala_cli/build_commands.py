@@ -50,7 +50,9 @@ def export(
     ] = True,
     without: Annotated[
         list[str] | None,
-        typer.Option(help="A pass to leave out: rescale, chunk, tokens or hoist. May be repeated.", show_default=False),
+        typer.Option(
+            help="A pass to leave out: rescale, chunk, sequence_major or hoist. May be repeated.", show_default=False
+        ),
     ] = None,
 ) -> None:
     """Turn a diffusers checkpoint into a bundle of ONNX components.

@@ -108,15 +108,15 @@ def hoisted_line(manifest: Manifest) -> str | None:
 
 
 def _hoisted(manifest: Manifest) -> dict[str, int]:
-    names = {entry.name for entry in manifest.components}
-    if "prologue" not in names:
+    hoist = next((change for change in manifest.changes if change.name == "hoist"), None)
+    if hoist is None:
         return {}
-    before, step, prologue = manifest.traced["denoiser"], manifest.component("denoiser"), manifest.component("prologue")
+    before, step, prologue = hoist.before, hoist.after[hoist.component], manifest.component("prologue")
     steps = manifest.sampling.num_inference_steps
-    flops = before.flops - step.counts.flops
+    flops = before.flops - step.flops
     return {
-        "nodes": before.nodes - step.counts.nodes,
-        "weight_bytes": before.weight_bytes - step.counts.weight_bytes,
+        "nodes": before.nodes - step.nodes,
+        "weight_bytes": before.weight_bytes - step.weight_bytes,
         "flops": flops,
         "tensors": len(prologue.outputs),
         "tensor_bytes": sum(tensor.nbytes for tensor in prologue.outputs),

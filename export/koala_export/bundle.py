@@ -1,24 +1,34 @@
-"""A bundle, written whole: every component, the tokenizers and the manifest, then one rename.
+"""Exports a checkpoint to a bundle: every component, the tokenizers and the manifest, then one rename.
 
-An export that is killed keeps its finished components and goes on after them; one that fails leaves nothing.
+An export that is killed keeps its finished components, and the next one resumes after them; one that fails leaves
+nothing.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from filelock import FileLock
 
 from koala_bundle.codec import from_json, to_json
 from koala_bundle.counts import Counts
 from koala_bundle.errors import ArgumentError, BundleError, KoalaError
 from koala_bundle.files import FileEntry, Staging, prepare_output, require_space, write_json
-from koala_bundle.manifest import MANIFEST, SCHEMA_VERSION, TOKENIZERS, ComponentEntry, Manifest, Origin, read_manifest
+from koala_bundle.manifest import (
+    MANIFEST,
+    SCHEMA_VERSION,
+    TOKENIZERS,
+    ComponentEntry,
+    Manifest,
+    Origin,
+    PassChange,
+    read_manifest,
+)
 from koala_bundle.progress import Report, no_report
 from koala_bundle.spec import (
     TIMESTEP_SPACINGS,
@@ -31,17 +41,20 @@ from koala_bundle.spec import (
 from koala_bundle.tensors import Component, components
 from koala_export.checkpoint import Checkpoint
 from koala_export.configs import native_size, read_spec
-from koala_export.passes import PASSES, choose_passes
+from koala_export.module_passes import MODULE_PASSES
+from koala_export.passes import PASSES
 from koala_export.source import open_source
 
 # diffusers' own defaults of StableDiffusionXLPipeline.__call__, for a checkpoint that recommends nothing.
 DIFFUSERS_DEFAULTS = Sampling(num_inference_steps=50, guidance_scale=5.0)
+PASS_NAMES = (*(each.name for each in MODULE_PASSES), *(each.name for each in PASSES))
+"""All passes that can be left out, in the order in which they run."""
 _TOOLS = ("koala-trt", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What the command line offers. None: as the model card or the checkpoint says."""
+    """Options of an export. None: as the model card or the checkpoint says. ``without`` names passes to leave out."""
 
     height: int | None = None
     width: int | None = None
@@ -69,23 +82,23 @@ def options_of(manifest: Manifest) -> ExportOptions:
         guidance_scale=sampling.guidance_scale,
         timestep_spacing=manifest.spec.scheduler.timestep_spacing,
         gate=manifest.gate == "passed",
-        without=tuple(name for name in PASSES if name not in manifest.passes),
+        without=tuple(name for name in PASS_NAMES if name not in manifest.passes),
     )
 
 
 def export_bundle(source: str, bundle: Path, options: ExportOptions | None = None, report: Report = no_report) -> bool:
-    """Export ``source`` to the folder ``bundle``; False if it was there already, made from the same.
+    """Export ``source`` to the folder ``bundle``. Returns False, and does nothing, if the bundle is up to date.
 
-    ``report`` gets a line per piece of work. Raises InputError for what the caller can fix, GateError and BuildError
-    if a component does not convert; the bundle is then absent or as it was.
+    ``report`` gets a line of progress at a time. Raises InputError for what the caller can fix, GateError and
+    BuildError if a component does not convert; the bundle is then absent or as it was.
     """
     options = options or ExportOptions()
     checkpoint = open_source(source, random_weights=options.random_weights, precision=options.precision)
     spec, profile, sampling = _resolve(checkpoint, options)
     origin = Origin(checkpoint.digest(), {tool: version(tool) for tool in _TOOLS})
     gate = "passed" if options.gate else "skipped"
-    passes = choose_passes(options.without)
-    manifest = Manifest(SCHEMA_VERSION, origin, gate, spec, profile, sampling, passes, {}, (), {})
+    passes = _choose_passes(options.without)
+    manifest = Manifest(SCHEMA_VERSION, origin, gate, spec, profile, sampling, passes, {}, (), (), {})
     with prepare_output(bundle, FileLock):
         reasons = _changes(bundle, manifest)
         if not reasons:
@@ -103,7 +116,7 @@ def export_bundle(source: str, bundle: Path, options: ExportOptions | None = Non
 
 
 def _resolve(checkpoint: Checkpoint, options: ExportOptions) -> tuple[ModelSpec, Profile, Sampling]:
-    """Decide what is compiled: flags first, then the model card, then the checkpoint's own files."""
+    """Resolve the options: what is given, else what the model card says, else the checkpoint's own files."""
     spec = read_spec(checkpoint.configs)
     preset = checkpoint.preset
     spacing = options.timestep_spacing or (preset.timestep_spacing if preset else spec.scheduler.timestep_spacing)
@@ -135,8 +148,15 @@ def _resolve(checkpoint: Checkpoint, options: ExportOptions) -> tuple[ModelSpec,
     return spec, profile, Sampling(steps, guidance if cfg else min(guidance, 1.0))
 
 
+def _choose_passes(without: Sequence[str]) -> tuple[str, ...]:
+    for name in without:
+        if name not in PASS_NAMES:
+            raise ArgumentError("without", expected=" or ".join(PASS_NAMES), found=repr(name), fix="pass one of these")
+    return tuple(name for name in PASS_NAMES if name not in without)
+
+
 def _changes(bundle: Path, wanted: Manifest) -> list[str]:
-    """Return why ``bundle`` has to be written; empty if it holds what is wanted."""
+    """Return why ``bundle`` has to be written; empty if it is up to date."""
     if not bundle.exists():
         return ["there is no bundle yet"]
     if bundle.is_dir() and not any(bundle.iterdir()):
@@ -163,11 +183,19 @@ def _changes(bundle: Path, wanted: Manifest) -> list[str]:
     return reasons
 
 
+@dataclass(frozen=True)
+class _Exported:
+    """A component that was traced: its counts as traced, what the passes changed, and what they made of it."""
+
+    traced: Counts
+    changes: tuple[PassChange, ...]
+    entries: tuple[ComponentEntry, ...]
+
+
 def _write(staging: Staging, checkpoint: Checkpoint, manifest: Manifest, gate: bool, report: Report) -> None:
     files: dict[str, FileEntry] = {}
-    entries: list[ComponentEntry] = []
-    traced: dict[str, Counts] = {}
-    paths = []  # first, because they are quick to be wrong
+    exported: dict[str, _Exported] = {}
+    paths = []  # tokenizers first: they are quick, and often what is wrong
     for name in TOKENIZERS:
         path = staging.folder / name / "tokenizer.json"
         path.parent.mkdir(exist_ok=True)
@@ -180,40 +208,47 @@ def _write(staging: Staging, checkpoint: Checkpoint, manifest: Manifest, gate: b
         if done:
             report(f"{component.name}: finished before, kept")
         else:
-            before, parts = _export_component(component, staging.folder / "onnx", checkpoint, manifest, gate, report)
-            paths = [staging.folder / name for part in parts for name in part.files]
-            facts = {"before": json.dumps(to_json(before)), "parts": json.dumps(to_json(parts))}
-            done = staging.finish(component.name, paths, **facts)
-        traced[component.name] = from_json(Counts, json.loads(done.facts["before"]))
-        entries += [from_json(ComponentEntry, part) for part in json.loads(done.facts["parts"])]
+            made = _export_component(component, staging.folder / "onnx", checkpoint, manifest, gate, report)
+            paths = [staging.folder / name for entry in made.entries for name in entry.files]
+            done = staging.finish(component.name, paths, exported=json.dumps(to_json(made)))
+        exported[component.name] = from_json(_Exported, json.loads(done.facts["exported"]))
         files |= done.files
-    write_json(staging.folder / MANIFEST, replace(manifest, traced=traced, components=tuple(entries), files=files))
+    manifest = replace(
+        manifest,
+        traced={name: each.traced for name, each in exported.items()},
+        changes=tuple(change for each in exported.values() for change in each.changes),
+        components=tuple(entry for each in exported.values() for entry in each.entries),
+        files=files,
+    )
+    write_json(staging.folder / MANIFEST, manifest)
 
 
 def _export_component(
     component: Component, folder: Path, checkpoint: Checkpoint, manifest: Manifest, gate: bool, report: Report
-) -> tuple[Counts, list[ComponentEntry]]:
+) -> _Exported:
     """Trace a component and write what the passes make of it: itself, or several that compute the same in turn."""
     from koala_export.counts import count
     from koala_export.gate import check_component
     from koala_export.modules import build_module
     from koala_export.passes import run_passes
+    from koala_export.passes.base import Part
     from koala_export.trace import save, trace
 
     report(f"{component.name}: loading")
     module = build_module(component.name, checkpoint, manifest.spec, manifest.profile, manifest.passes, report)
     require_space(folder, sum(value.nbytes for value in module.state_dict().values()))
     report(f"{component.name}: tracing")
-    with torch.no_grad():
-        model = trace(module, component)
-    before, entries = count(model), []
-    for part, graph in run_passes(component, model, manifest.passes, report):
-        files = tuple(f"onnx/{path.name}" for path in save(graph, part, folder))
-        entries.append(ComponentEntry(part.name, part.inputs, part.outputs, part.steps, files, count(graph)))
-    del model, graph
+    model = trace(module, component)
+    traced, entries = count(model), []
+    parts, changes = run_passes(Part(component, model), manifest.passes, report)
+    for part, counts in parts:
+        files = tuple(f"onnx/{path.name}" for path in save(part.model, part.component, folder))
+        made = part.component
+        entries.append(ComponentEntry(made.name, made.inputs, made.outputs, made.steps, files, counts))
+    del model, parts, part  # the graphs hold the weights
     if gate:
         report(f"{component.name}: comparing with PyTorch")
-        parts = [(entry, folder.parent / entry.files[0]) for entry in entries]
-        for output, agreement in check_component(module, component, parts, manifest.profile.precision).items():
+        written = [(entry, folder.parent / entry.files[0]) for entry in entries]
+        for output, agreement in check_component(module, component, written, manifest.profile.precision).items():
             report(f"{component.name}: {output} agrees with PyTorch ({agreement})")
-    return before, entries
+    return _Exported(traced, tuple(changes), tuple(entries))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import operator
 from functools import cache
+from typing import Any
 
 import onnx_ir as ir
 import torch
@@ -41,11 +42,11 @@ def translate(program: torch.export.ExportedProgram, outputs: list[str]) -> ir.M
     """Return ``program`` in ONNX with ``outputs`` as the names of its results; inputs keep theirs."""
     decompose = program.run_decompositions
     if all(map(_is_functional, program.graph.nodes)):
-        program.run_decompositions = lambda *_: program  # type: ignore[method-assign]
+        program.run_decompositions = lambda *_: program
         try:
             return _translate(program, outputs)
         except torch.onnx.OnnxExporterError:  # an operator without a translation
-            program.run_decompositions = decompose  # type: ignore[method-assign]
+            program.run_decompositions = decompose
     return _translate(program, outputs)
 
 
@@ -67,10 +68,15 @@ def _returns_its_input(node: Node) -> bool:
     if node.target is _ATEN.dropout.default:
         return node.args[2] is False  # not in training
     if node.target in (_ATEN.contiguous.default, _ATEN.alias.default, _ATEN.to.device):
-        return node.meta["val"].dtype == node.args[0].meta["val"].dtype  # type: ignore[union-attr]
+        return bool(_value(node).dtype == _value(node.args[0]).dtype)
     if node.target in (_ATEN.view.default, _ATEN.reshape.default):
-        return bool(node.meta["val"].shape == node.args[0].meta["val"].shape)  # type: ignore[union-attr]
+        return bool(_value(node).shape == _value(node.args[0]).shape)
     return False
+
+
+def _value(node: Any) -> Any:
+    """Return the fake tensor that stands for the result of ``node``."""
+    return node.meta["val"]
 
 
 def _is_functional(node: Node) -> bool:

@@ -8,7 +8,7 @@ from collections import Counter
 import onnx_ir as ir
 
 from koala_bundle.counts import Counts, Product
-from koala_export.passes.graph import shape_of
+from koala_export.graph import shape_of
 
 NORMS = {"GroupNormalization", "LayerNormalization", "InstanceNormalization", "RMSNormalization"}
 
@@ -34,7 +34,7 @@ def count(model: ir.Model) -> Counts:
 
 
 def _is_attention(node: ir.Node) -> bool:
-    """Tell whether it is the one node, or the softmax between the products that name their axes (``passes.tokens``)."""
+    """Return whether it is an Attention, or the Softmax of one that ``passes.sequence_major`` wrote as products."""
     if node.op_type == "Softmax" and node.inputs[0] is not None:
         before = node.inputs[0].producer()
         return before is not None and before.op_type == "Einsum"

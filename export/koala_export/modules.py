@@ -1,4 +1,4 @@
-"""The torch modules that are traced, one per component; their inputs and outputs are those of ``contract.io``.
+"""The torch modules that are traced, one per component; their inputs and outputs are those of ``koala_bundle.tensors``.
 
 The models are the checkpoint's own, unchanged. What is added around them is what diffusers'
 StableDiffusionXLPipeline does on the host: choosing hidden states, classifier-free guidance, the sampler, pixels.
@@ -6,7 +6,7 @@ StableDiffusionXLPipeline does on the host: choosing hidden states, classifier-f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from koala_bundle.spec import ModelSpec, Profile
 from koala_export.checkpoint import Checkpoint
-from koala_export.rescale import rescale
+from koala_export.module_passes import MODULE_PASSES
 
 
 class TextEncoder(nn.Module):
@@ -117,29 +117,28 @@ def build_module(
     checkpoint: Checkpoint,
     spec: ModelSpec,
     profile: Profile,
-    passes: Sequence[str] = (),
+    passes: Collection[str] = (),
     report: Callable[[str], None] = lambda _: None,
 ) -> nn.Module:
     """Load what ``component`` needs from the checkpoint and return its module, in evaluation mode.
 
-    A VAE that asks for float32 (force_upcast) is float32, unless ``passes`` has "rescale" and that finds a scale.
+    ``passes`` names the module passes that run on it. A VAE that asks for float32 (force_upcast) is float32, unless
+    ``rescale`` is among them and finds a scale.
     """
-    half = torch.float16 if profile.precision == "fp16" else torch.float32
+    dtype = torch.float16 if profile.precision == "fp16" else torch.float32
+    name = {"denoiser": "unet", "vae_decoder": "vae"}.get(component, component)
+    model: Any = checkpoint.load(name, torch.float32 if name == "vae" and spec.vae.force_upcast else dtype)
+    for each in MODULE_PASSES:
+        if each.name in passes and (change := each.run(model, dtype)):
+            report(f"{component}: {change}")
     if component == "denoiser":
-        return Denoiser(checkpoint.load("unet", half), spec.scheduler.prediction_type).eval()
+        return Denoiser(model, spec.scheduler.prediction_type).eval()
     if component == "vae_decoder":
-        vae: Any = checkpoint.load("vae", torch.float32 if spec.vae.force_upcast else half)
-        if spec.vae.force_upcast and half == torch.float16 and "rescale" in passes:
-            exponent = rescale(vae.eval())
-            kept = "float32, as the checkpoint asks: no scale of its activations fits float16"
-            report(f"{component}: {kept if exponent is None else f'float16, with activations scaled by 2^{exponent}'}")
-            vae = vae if exponent is None else vae.half()
-        return VAEDecoder(vae).eval()
-    encoder: Any = checkpoint.load(component, half)
+        return VAEDecoder(model).eval()
     if profile.precision == "fp32":
         # In float32 TensorRT has no fused kernel for CLIP's masked attention; plain matrix products always build.
-        encoder.set_attn_implementation("eager")
-    return (TextEncoder if component == "text_encoder" else TextEncoder2)(encoder).eval()
+        model.set_attn_implementation("eager")
+    return (TextEncoder if component == "text_encoder" else TextEncoder2)(model).eval()
 
 
 def _masked(states: Tensor, prompt_mask: Tensor) -> Tensor:

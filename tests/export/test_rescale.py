@@ -12,8 +12,8 @@ import torch
 
 from koala_bundle.spec import Profile
 from koala_export.configs import read_spec
+from koala_export.module_passes.rescale import HEADROOM, LARGEST, rescale
 from koala_export.modules import build_module
-from koala_export.rescale import HEADROOM, LARGEST, rescale
 from koala_export.source import open_source
 
 

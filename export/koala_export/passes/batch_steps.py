@@ -1,7 +1,7 @@
-"""Lifting: a graph for one step becomes one for all steps at once, with a leading axis of steps.
+"""Batching of steps: a graph for one step becomes one for all steps at once, with a leading axis of steps.
 
-Each operation has a rule for how it takes that axis; shapes are static. What has no rule is not lifted. In the rules
-"lifted" tensors have the axis and others are the same for all steps.
+Each operation has a rule for how it takes that axis; shapes are static. What has no rule is not batched. In the rules
+"batched" tensors have the axis, and others are the same for all steps.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 
 import onnx_ir as ir
 
-from koala_export.passes.graph import constant, shape_of
+from koala_export.graph import constant, shape_of
 
 UNARY = {"Abs", "Cast", "Cos", "Erf", "Exp", "Gelu", "Identity", "Log", "Neg", "Reciprocal", "Relu", "Sigmoid"}
 UNARY |= {"Sin", "Sqrt", "Swish", "Tanh"}
@@ -19,23 +19,23 @@ BINARY = {"Add", "Div", "Mul", "Pow", "Sub", "Max", "Min", "Where"}
 
 
 def can_batch(node: ir.Node) -> bool:
-    """Tell whether ``lift`` has a rule for ``node``, and the shapes that the rule needs."""
+    """Tell whether ``batch_steps`` has a rule for ``node``, and the shapes that the rule needs."""
     values = [value for value in (*node.inputs, *node.outputs) if value is not None]
     static = all(value.shape is not None and value.shape.is_static() for value in values)
     return node.domain == "" and static and node.op_type in _RULES and _RULES[node.op_type][0](node)
 
 
-def batch_steps(graph: ir.Graph, lifted: Collection[str], steps: int) -> None:
-    """Give every value named in ``lifted`` a leading axis of ``steps``, graph inputs and outputs included."""
+def batch_steps(graph: ir.Graph, batched: Collection[str], steps: int) -> None:
+    """Give every value named in ``batched`` a leading axis of ``steps``, graph inputs and outputs included."""
     for value in graph.inputs:
-        if value.name in lifted:
+        if value.name in batched:
             value.shape = ir.Shape((steps, *shape_of(value)))
     for node in list(graph):
-        if not any(value.name in lifted for value in node.outputs):
+        if not any(value.name in batched for value in node.outputs):
             continue
         shapes = [(steps, *shape_of(value)) for value in node.outputs]
-        lifting = _Lifting(graph, node, lifted, steps)
-        replacement = _RULES[node.op_type][1](lifting)
+        batching = _Batching(graph, node, batched, steps)
+        replacement = _RULES[node.op_type][1](batching)
         if replacement is not None:
             old = node.outputs[0]
             replacement.name, replacement.type = str(old.name), old.type
@@ -46,13 +46,13 @@ def batch_steps(graph: ir.Graph, lifted: Collection[str], steps: int) -> None:
             value.shape = ir.Shape(shape)
 
 
-class _Lifting:
-    """One node on its way: helpers to insert what it needs before it."""
+class _Batching:
+    """A node that is being batched: helpers to insert what it needs before it."""
 
-    def __init__(self, graph: ir.Graph, node: ir.Node, lifted: Collection[str], steps: int) -> None:
+    def __init__(self, graph: ir.Graph, node: ir.Node, batched: Collection[str], steps: int) -> None:
         self.graph, self.node, self.steps = graph, node, steps
-        self.is_lifted = [value is not None and value.name in lifted for value in node.inputs]
-        self.rank = len(shape_of(node.outputs[0]))  # before lifting
+        self.is_batched = [value is not None and value.name in batched for value in node.inputs]
+        self.rank = len(shape_of(node.outputs[0]))  # before batching
 
     def set(self, index: int, value: ir.Value) -> None:
         self.node.replace_input_with(index, value)
@@ -71,7 +71,7 @@ class _Lifting:
         return result
 
     def align(self, index: int, missing: int) -> None:
-        """Give lifted input ``index`` ``missing`` sides of one after its axis of steps: ranks meet on the right."""
+        """Insert ``missing`` sides of one after the axis of steps of input ``index``: broadcasting aligns on the right."""
         value = self.node.inputs[index]
         steps, *sides = shape_of(value)
         if value is not None and missing > 0:
@@ -85,66 +85,66 @@ class _Lifting:
         return default if found is None else found.as_int()
 
 
-def _elementwise(lifting: _Lifting) -> None:
-    for index, value in lifting.inputs():
-        if lifting.is_lifted[index]:
-            lifting.align(index, lifting.rank + 1 - len(shape_of(value)))
+def _elementwise(batching: _Batching) -> None:
+    for index, value in batching.inputs():
+        if batching.is_batched[index]:
+            batching.align(index, batching.rank + 1 - len(shape_of(value)))
 
 
-def _gemm(lifting: _Lifting) -> ir.Value:
-    """Steps and rows become one axis for the product and are parted after it."""
-    node, value = lifting.node, lifting.node.inputs[0]
+def _gemm(batching: _Batching) -> ir.Value:
+    """Steps and rows become one axis for the product, and two again after it."""
+    node, value = batching.node, batching.node.inputs[0]
     assert value is not None
     steps, rows, width = shape_of(value)
     columns = shape_of(node.outputs[0])[1]
-    flat = lifting.before("Reshape", value, [steps * rows, width], 0)
+    flat = batching.before("Reshape", value, [steps * rows, width], 0)
     product = ir.node("Gemm", [flat, *node.inputs[1:]], name=f"{node.name}_flat")
     product.attributes.update(node.attributes)
     output = product.outputs[0]
     output.name, output.type, output.shape = f"{node.name}_flat", value.type, ir.Shape((steps * rows, columns))
-    lifting.graph.insert_before(node, product)
-    return lifting.before("Reshape", output, [steps, rows, columns], 1)
+    batching.graph.insert_before(node, product)
+    return batching.before("Reshape", output, [steps, rows, columns], 1)
 
 
-def _matmul(lifting: _Lifting) -> None:
-    """Leading axes broadcast; ranks of the batch axes must meet as those of elements do."""
-    ranks = [len(shape_of(value)) - lifting.is_lifted[index] for index, value in lifting.inputs()]
-    for index, _ in lifting.inputs():
-        if lifting.is_lifted[index]:
-            lifting.align(index, max(ranks) - ranks[index])
+def _matmul(batching: _Batching) -> None:
+    """Leading axes broadcast; the ranks of the batch axes are aligned as for elementwise operations."""
+    ranks = [len(shape_of(value)) - batching.is_batched[index] for index, value in batching.inputs()]
+    for index, _ in batching.inputs():
+        if batching.is_batched[index]:
+            batching.align(index, max(ranks) - ranks[index])
 
 
-def _concat(lifting: _Lifting) -> None:
-    axis = lifting.attribute("axis", 0)
-    lifting.node.attributes["axis"] = ir.AttrInt64("axis", axis if axis < 0 else axis + 1)
-    for index, value in lifting.inputs():
-        if not lifting.is_lifted[index]:
-            lifting.set(index, lifting.before("Expand", value, [lifting.steps, *shape_of(value)], index))
+def _concat(batching: _Batching) -> None:
+    axis = batching.attribute("axis", 0)
+    batching.node.attributes["axis"] = ir.AttrInt64("axis", axis if axis < 0 else axis + 1)
+    for index, value in batching.inputs():
+        if not batching.is_batched[index]:
+            batching.set(index, batching.before("Expand", value, [batching.steps, *shape_of(value)], index))
 
 
-def _to_own_shape(lifting: _Lifting) -> ir.Value:
-    """Reshape, Unsqueeze, Squeeze, Flatten: all the same elements in the shape that the output had."""
-    value = lifting.node.inputs[0]
+def _to_own_shape(batching: _Batching) -> ir.Value:
+    """Reshape, Unsqueeze, Squeeze, Flatten: the same elements in the output's shape."""
+    value = batching.node.inputs[0]
     assert value is not None
-    return lifting.before("Reshape", value, [lifting.steps, *shape_of(lifting.node.outputs[0])], 0)
+    return batching.before("Reshape", value, [batching.steps, *shape_of(batching.node.outputs[0])], 0)
 
 
-def _expand(lifting: _Lifting) -> None:
-    target = [lifting.steps, *shape_of(lifting.node.outputs[0])]
-    lifting.align(0, len(target) - len(shape_of(lifting.node.inputs[0])))
-    lifting.set(1, lifting.constant(target, "lifted_shape"))
+def _expand(batching: _Batching) -> None:
+    target = [batching.steps, *shape_of(batching.node.outputs[0])]
+    batching.align(0, len(target) - len(shape_of(batching.node.inputs[0])))
+    batching.set(1, batching.constant(target, "batched_shape"))
 
 
-def _transpose(lifting: _Lifting) -> None:
-    found = lifting.node.attributes.get("perm")
-    order = list(range(lifting.rank))[::-1] if found is None else list(found.as_ints())
-    lifting.node.attributes["perm"] = ir.AttrInt64s("perm", [0, *(axis + 1 for axis in order)])
+def _transpose(batching: _Batching) -> None:
+    found = batching.node.attributes.get("perm")
+    order = list(range(batching.rank))[::-1] if found is None else list(found.as_ints())
+    batching.node.attributes["perm"] = ir.AttrInt64s("perm", [0, *(axis + 1 for axis in order)])
 
 
-def _slice(lifting: _Lifting) -> None:
-    axes = _constant(lifting.node.inputs[3])
+def _slice(batching: _Batching) -> None:
+    axes = _constant(batching.node.inputs[3])
     assert axes is not None
-    lifting.set(3, lifting.constant([axis if axis < 0 else axis + 1 for axis in axes], "lifted_axes"))
+    batching.set(3, batching.constant([axis if axis < 0 else axis + 1 for axis in axes], "batched_axes"))
 
 
 def _always(node: ir.Node) -> bool:
@@ -174,7 +174,7 @@ def _constant(value: ir.Value | None) -> list[int] | None:
     return None if tensor is None else [int(item) for item in tensor.numpy().ravel()]
 
 
-_RULES: dict[str, tuple[Callable[[ir.Node], bool], Callable[[_Lifting], ir.Value | None]]] = {
+_RULES: dict[str, tuple[Callable[[ir.Node], bool], Callable[[_Batching], ir.Value | None]]] = {
     **dict.fromkeys((*UNARY, *BINARY), (_always, _elementwise)),
     **dict.fromkeys(("Reshape", "Unsqueeze", "Squeeze", "Flatten"), (_first_of, _to_own_shape)),
     "Concat": (_always, _concat),
@@ -184,4 +184,4 @@ _RULES: dict[str, tuple[Callable[[ir.Node], bool], Callable[[_Lifting], ir.Value
     "Slice": (_with_axes, _slice),
     "Transpose": (_always, _transpose),
 }
-"""Operations: whether a node can be lifted, and how: in place, or by the value that takes the place of its output."""
+"""By operation: whether a node can be batched, and how: in place, or by the value that replaces its output."""

@@ -11,7 +11,7 @@ import math
 
 import onnx_ir as ir
 
-from koala_export.passes.graph import (
+from koala_export.graph import (
     Replacement,
     Shape,
     attention_scale,
@@ -20,6 +20,7 @@ from koala_export.passes.graph import (
     scalar,
     shape_of,
 )
+from koala_export.passes.base import Part, Pass, Result, same_interface, static_shapes
 
 SCRATCH = 64 * 2**20  # bytes for the scores and weights of one chunk
 _WIDEST_FUSED = 256  # head size; tensorrt 11 and TensorRT-RTX 1.7 fuse up to here
@@ -27,14 +28,21 @@ _WIDEST_FUSED = 256  # head size; tensorrt 11 and TensorRT-RTX 1.7 fuse up to he
 
 def chunk_attention(model: ir.Model, *, scratch: int = SCRATCH, widest_fused: int = _WIDEST_FUSED) -> int:
     """Split attentions that cannot be fused and need more than ``scratch`` bytes, in place; return how many."""
-    found = 0
-    for node in list(model.graph):
+    found = _too_large(model, scratch, widest_fused)
+    for node, chunks in found:
+        _split(model.graph, node, chunks)
+    return len(found)
+
+
+def _too_large(model: ir.Model, scratch: int, widest_fused: int) -> list[tuple[ir.Node, int]]:
+    """Return attentions that cannot be fused and need more than ``scratch`` bytes, and in how many chunks they fit."""
+    found = []
+    for node in model.graph:
         if is_plain_attention(node):
             queries, keys = shape_of(node.inputs[0]), shape_of(node.inputs[1])
             chunks = _chunks(queries, keys, _itemsize(node), scratch)
             if queries[-1] > widest_fused and chunks > 1:
-                _split(model.graph, node, chunks)
-                found += 1
+                found.append((node, chunks))
     return found
 
 
@@ -79,3 +87,15 @@ def _split(graph: ir.Graph, node: ir.Node, chunks: int) -> None:
     old.name, whole.name = f"{name}_before", name
     old.replace_all_uses_with(whole, replace_graph_outputs=True)
     graph.remove(node, safe=True)
+
+
+def _run(part: Part) -> Result:
+    found = chunk_attention(part.model)
+    return Result((part,), f"{found} attention in chunks of queries" if found else None)
+
+
+def _scores_fit(_: Part, parts: tuple[Part, ...]) -> bool:
+    return not any(_too_large(part.model, SCRATCH, _WIDEST_FUSED) for part in parts)
+
+
+CHUNK = Pass("chunk", _run, requires=(static_shapes,), ensures=(same_interface, _scores_fit))

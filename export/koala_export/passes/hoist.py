@@ -10,19 +10,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from koala_bundle.tensors import Component
+from koala_bundle.tensors import Component, IOTensor
+from koala_export.graph import constant, shape_of
+from koala_export.passes.base import Part, Pass, Result, same_interface, static_shapes
 from koala_export.passes.batch_steps import batch_steps, can_batch
-from koala_export.passes.graph import constant
 
 VIEWS = {"Reshape", "Transpose", "Unsqueeze", "Squeeze", "Flatten", "Expand", "Identity"}
 """Operations that rearrange their first input; TensorRT makes no kernel of most of them."""
 PRODUCTS = {"MatMul", "Gemm", "Conv", "Attention", "Einsum"}
+STEPS_AT_ONCE = 32
+"""Rows that the prologue computes in one run: a step count above it runs it again. For the full-size U-Net 32 rows
+cost 2 GFLOP, a thousandth of one step."""
+_LATENTS = "latents"  # the input that the loop carries from step to step
 TRIVIAL = 4096  # elements: a value that no larger one and no product went into is not worth a tensor of its own
 
 
@@ -129,9 +134,9 @@ def _become_prologue(model: ir.Model, cut: list[str], depends: dict[str, Depends
     graph.outputs.clear()
     graph.outputs.extend(values[name] for name in cut)
     _prune(model)
-    lifted = {name for name, kind in depends.items() if kind == Depends.STEP}
-    batch_steps(graph, lifted, steps)
-    return frozenset(lifted & {*cut})
+    batched = {name for name, kind in depends.items() if kind == Depends.STEP}
+    batch_steps(graph, batched, steps)
+    return frozenset(batched & {*cut})
 
 
 def _prune(model: ir.Model) -> None:
@@ -201,3 +206,41 @@ def pad_rows(prologue: ir.Model, component: Component) -> None:
                 row = padded.outputs[0]
             row.name, row.type, row.shape = tensor.name, value.type, ir.Shape(component.graph_shape(tensor))
             graph.outputs[index] = row
+
+
+def _run(part: Part) -> Result:
+    """Split a component that runs in every step: one with inputs that change with the step."""
+    component, model = part.component, part.model
+    per_step = [tensor.name for tensor in component.inputs if tensor.per_step]
+    split = hoist(model, latents=(_LATENTS,), per_step=per_step, steps=STEPS_AT_ONCE) if per_step else None
+    if split is None:
+        return Result((part,), None)
+    values = {str(value.name): value for value in split.step.graph.inputs}
+    known = {tensor.name: tensor for tensor in component.inputs}
+    known |= {name: _tensor(values[name], per_step=name in split.tables) for name in split.cut}
+    needed = [str(value.name) for value in split.prologue.graph.inputs]
+    prologue = Component(
+        "prologue", tuple(known[name] for name in needed), tuple(known[name] for name in split.cut), STEPS_AT_ONCE
+    )
+    pad_rows(split.prologue, prologue)
+    step = replace(component, inputs=tuple(known[name] for name in values))
+    nodes = model.graph.num_nodes()
+    moved = nodes - split.step.graph.num_nodes()
+    change = f"{moved} of {nodes} nodes left the loop, over {len(split.cut)} tensors"
+    return Result((Part(prologue, split.prologue), Part(step, split.step)), change)
+
+
+def _tensor(value: ir.Value, *, per_step: bool) -> IOTensor:
+    assert value.dtype is not None
+    return IOTensor(str(value.name), value.dtype.numpy().name, shape_of(value), per_step)
+
+
+def _one_step(part: Part) -> bool:
+    return part.component.steps == 0
+
+
+def _prologue_without_latents(_: Part, parts: tuple[Part, ...]) -> bool:
+    return all(tensor.name != _LATENTS for part in parts[:-1] for tensor in part.component.inputs)
+
+
+HOIST = Pass("hoist", _run, requires=(static_shapes, _one_step), ensures=(same_interface, _prologue_without_latents))

@@ -6,8 +6,8 @@ guidance a batch has two pictures, and their heads lie at one distance only wher
 and what comes out of them: 48 of the 228 kernels of a KOALA-700M step. (CLIP's masked attentions do not gain by this:
 89 kernels became 100, so they are left alone.)
 
-What happens to tokens one by one does not care about their order. So it is turned around together with the attentions,
-up to where tokens come from or go to something else; there a Transpose is put. An attention becomes its definition,
+Operations on single tokens do not depend on the order of tokens. So they are converted together with the attentions, up
+to where tokens come from or go to other operations; a Transpose is inserted there. An attention becomes its definition,
 softmax(q k) v, on three axes, as products that name their axes: nothing is left in it to rearrange.
 """
 
@@ -18,7 +18,8 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes.common import RemoveUnusedNodesPass
 
-from koala_export.passes.graph import Replacement, attention_scale, constant, is_plain_attention, scalar, shape_of
+from koala_export.graph import Replacement, attention_scale, constant, is_plain_attention, scalar, shape_of
+from koala_export.passes.base import Part, Pass, Result, same_interface, static_shapes
 
 _BY_TOKEN = {"Add", "Sub", "Mul", "Div", "Gelu", "Erf", "Sigmoid", "Swish", "Relu", "Tanh", "Cast", "Identity"}
 _BY_TOKEN |= {"MatMul", "LayerNormalization", "Split"}
@@ -28,7 +29,7 @@ _PICTURE = (0, 2, 3, 1)  # and of one from a picture [B, C, H, W] to tokens [B, 
 
 @dataclass(frozen=True)
 class _Attention:
-    """An Attention of heads that are cut from tokens; ``end`` is the Reshape that makes some of its result again."""
+    """An Attention of heads that are cut from tokens; ``end`` is the Reshape of its result back to tokens."""
 
     node: ir.Node
     cuts: tuple[ir.Node, ...]  # Reshapes to [B, S, H, D] of queries, keys, values
@@ -36,7 +37,7 @@ class _Attention:
 
 
 def to_sequence_major(model: ir.Model) -> int:
-    """Turn the tokens of every attention that is understood, in place; return the number of attentions."""
+    """Convert the tokens of every attention that is recognised, in place; return the number of attentions."""
     graph = model.graph
     attentions = [found for node in graph if (found := _attention(node)) is not None]
     if not attentions:
@@ -47,22 +48,22 @@ def to_sequence_major(model: ir.Model) -> int:
     for value in tokens:
         uses = [(node, index) for node, index in value.uses() if (node in readers) != (value.producer() in writers)]
         if uses:
-            turned = _transposed(graph, value)
+            swapped = _transposed(graph, value)
             for node, index in uses:
-                node.replace_input_with(index, turned)
+                node.replace_input_with(index, swapped)
             if value.producer() not in writers:
-                turned.shape = _swapped(value)
+                swapped.shape = _swapped(value)
     for value in tokens:
         if value.producer() in writers:
             value.shape = _swapped(value)
     for attention in attentions:
-        _turn(graph, attention)
+        _convert(graph, attention)
     RemoveUnusedNodesPass()(model)
     return len(attentions)
 
 
 def _flood(attentions: list[_Attention]) -> tuple[list[ir.Value], set[ir.Node]]:
-    """Return all tokens that attentions are connected with through what happens by token, and the nodes of that."""
+    """Return all tokens connected with attentions through operations on single tokens, and the nodes of these."""
     waiting = [value for attention in attentions for cut in attention.cuts for value in _varying(cut)]
     waiting += [attention.end.outputs[0] for attention in attentions]
     tokens, nodes = dict.fromkeys(waiting), set[ir.Node]()
@@ -124,7 +125,7 @@ def _attention(node: ir.Node) -> _Attention | None:
     return _Attention(node, tuple(cuts), end)
 
 
-def _turn(graph: ir.Graph, attention: _Attention) -> None:
+def _convert(graph: ir.Graph, attention: _Attention) -> None:
     old = attention.node
     batch, heads, length, width = shape_of(old.outputs[0])
     new = Replacement(old)
@@ -148,8 +149,8 @@ def _turn(graph: ir.Graph, attention: _Attention) -> None:
 
 
 def _transposed(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    """Return ``value`` with its two outer axes exchanged, made right after it; of the shape before turning."""
-    name, producer = f"{value.name}_turned", value.producer()
+    """Return ``value`` with its two outer axes exchanged, made right after it; its shape is still that of ``value``."""
+    name, producer = f"{value.name}_swapped", value.producer()
     picture = None if producer is None or producer.op_type != "Reshape" else _producer(producer)
     if picture is not None and _is_transpose(picture, _PICTURE):
         # [B, C, H, W] becomes [H, W, B, C] in one step; two would be two kernels.
@@ -181,12 +182,25 @@ def _is_transpose(node: ir.Node | None, order: tuple[int, ...]) -> bool:
 
 
 def _producer(node: ir.Node) -> ir.Node | None:
-    """Return the node that makes the first input."""
+    """Return the node that computes the first input."""
     return None if node.inputs[0] is None else node.inputs[0].producer()
 
 
 def _only_user(node: ir.Node) -> ir.Node | None:
-    """Return the one node that reads what ``node`` makes; None if there are more or it is a result."""
+    """Return the only node that reads the output of ``node``; None if there are more, or the graph returns it."""
     value = node.outputs[0]
     users = {use.node for use in value.uses()}
     return users.pop() if len(users) == 1 and not value.is_graph_output() else None
+
+
+def _run(part: Part) -> Result:
+    found = to_sequence_major(part.model)
+    return Result((part,), f"{found} attentions on tokens in sequence-major order" if found else None)
+
+
+def _no_batch_major_left(_: Part, parts: tuple[Part, ...]) -> bool:
+    return not any(_attention(node) for part in parts for node in part.model.graph)
+
+
+SEQUENCE_MAJOR = Pass("sequence_major", _run, requires=(static_shapes,), ensures=(same_interface, _no_batch_major_left))
+"""After ``chunk``, which does not know the products that this pass writes."""

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from koala_export.graph import shape_of
 from koala_export.passes.chunk import chunk_attention
-from koala_export.passes.graph import shape_of
 
 
 def attention(

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from koala_export.passes.graph import shape_of
+from koala_export.graph import shape_of
 from koala_export.passes.hoist import Split, hoist
 
 STEPS = 3

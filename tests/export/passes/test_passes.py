@@ -1,4 +1,4 @@
-"""With and without each graph pass a bundle draws the same (``rescale``, which is none, has a test of its own).
+"""With and without each graph pass a bundle draws the same (``rescale``, a module pass, has a test of its own).
 
 A bundle is traced once without passes; what they make of its graphs becomes further bundles.
 """
@@ -23,11 +23,11 @@ from koala_bundle.manifest import ComponentEntry, read_manifest
 from koala_bundle.targets import CPU
 from koala_bundle.tensors import components
 from koala_engines.build import build_engines
-from koala_export.bundle import ExportOptions, export_bundle
-from koala_export.counts import count
+from koala_export.bundle import PASS_NAMES, ExportOptions, export_bundle
 from koala_export.gate import check_component
 from koala_export.modules import build_module
 from koala_export.passes import PASSES, run_passes
+from koala_export.passes.base import Part
 from koala_export.passes.chunk import chunk_attention
 from koala_export.source import open_source
 from koala_export.trace import save
@@ -38,7 +38,8 @@ from tests.support.koala_tiny import CHECKPOINT
 QUICK = "koala-700m-like"
 NAMES = [n if n == QUICK else pytest.param(n, marks=pytest.mark.full) for n in (*SHAPES, "koala-tiny")]
 OPTIONS = ExportOptions(height=64, width=96, cfg=True, num_inference_steps=4, guidance_scale=2.0, gate=False)
-EACH = [*((name,) for name in PASSES if name != "rescale"), PASSES]
+GRAPH_PASSES = tuple(each.name for each in PASSES)
+EACH = [*((name,) for name in GRAPH_PASSES), GRAPH_PASSES]
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -50,7 +51,7 @@ def source(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) ->
 def plain(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A float32 bundle without any pass, and its cpu engines."""
     folder = tmp_path_factory.mktemp("plain") / "bundle"
-    export_bundle(str(source), folder, replace(OPTIONS, precision="fp32", without=PASSES))
+    export_bundle(str(source), folder, replace(OPTIONS, precision="fp32", without=PASS_NAMES))
     build_engines(folder, CPU)
     return folder
 
@@ -68,10 +69,11 @@ def compiled(plain: Path, passes: tuple[str, ...], folder: Path) -> Path:
         model = ir.load(plain / "onnx" / f"{component.name}.onnx")
         if "chunk" in passes and component.name == "vae_decoder":
             assert chunk_attention(model, scratch=2**14, widest_fused=0) == 1
-        for part, graph in run_passes(component, model, passes, lambda _: None):
-            paths = save(graph, part, bundle / "onnx")
+        parts, _ = run_passes(Part(component, model), passes, lambda _: None)
+        for part, counts in parts:
+            made, paths = part.component, save(part.model, part.component, bundle / "onnx")
             names = tuple(f"onnx/{path.name}" for path in paths)
-            entries.append(ComponentEntry(part.name, part.inputs, part.outputs, part.steps, names, count(graph)))
+            entries.append(ComponentEntry(made.name, made.inputs, made.outputs, made.steps, names, counts))
             files |= {name: file_entry(path) for name, path in zip(names, paths, strict=True)}
     manifest = replace(manifest, passes=passes, components=tuple(entries), files=files)
     (bundle / "manifest.json").write_text(json.dumps(to_json(manifest)))
@@ -107,13 +109,12 @@ def test_half_precision_stays_within_its_rounding(source: Path, tmp_path: Path) 
     """Both orders are float16 roundings of one float32 value, so each is off by what float16 costs, and they differ
     by no more than the sum of both errors. What the passes may not do is cost more: half as much again at most."""
     plain = tmp_path / "plain"
-    export_bundle(str(source), plain, replace(OPTIONS, without=PASSES))
+    export_bundle(str(source), plain, replace(OPTIONS, without=PASS_NAMES))
     manifest = read_manifest(plain)
     table = {component.name: component for component in components(manifest.spec, manifest.profile)}
     model = ir.load(plain / "onnx" / "denoiser.onnx")
-    parts = []
-    for part, graph in run_passes(table["denoiser"], model, PASSES, lambda _: None):
-        parts.append((part, save(graph, part, tmp_path)[0]))
+    made, _ = run_passes(Part(table["denoiser"], model), GRAPH_PASSES, lambda _: None)
+    parts = [(part.component, save(part.model, part.component, tmp_path)[0]) for part, _ in made]
     errors = []
     for some in ([(table["denoiser"], plain / "onnx" / "denoiser.onnx")], parts):
         checkpoint = open_source(str(source), random_weights=False, precision="fp16")

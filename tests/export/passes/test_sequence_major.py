@@ -1,4 +1,4 @@
-"""Tokens are turned where attentions are understood, the result stays, and everything else is left alone."""
+"""Tokens are converted where attentions are recognised, the result stays, and everything else is left alone."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from koala_bundle.counts import Counts
+from koala_export.capture import OPSET
 from koala_export.counts import count
 from koala_export.passes.sequence_major import to_sequence_major
-from koala_export.capture import OPSET
 
 WIDTH, HEADS = 16, 2
 
@@ -38,7 +38,7 @@ class Block(nn.Module):
         normed = self.norm(tokens)
         mask = torch.ones(height * width, height * width).tril().bool() if self.twist == "mask" else None
         keys = self.keys(normed)
-        if self.twist == "mean":  # a token that hears of all others before the attention
+        if self.twist == "mean":  # every token depends on all others before the attention
             keys = keys + keys.mean(1, keepdim=True)
         if self.twist == "position":
             keys = keys + torch.arange(height * width)[None, :, None] / 100
@@ -57,20 +57,20 @@ class Block(nn.Module):
         return result.transpose(1, 2).reshape(queries.shape)
 
 
-@pytest.mark.parametrize(("twist", "turned"), [("", 2), ("mean", 2), ("position", 2), ("result", 2), ("mask", 1)])
+@pytest.mark.parametrize(("twist", "converted"), [("", 2), ("mean", 2), ("position", 2), ("result", 2), ("mask", 1)])
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-def test_the_result_stays(twist: str, turned: int, batch: int) -> None:
+def test_the_result_stays(twist: str, converted: int, batch: int) -> None:
     torch.manual_seed(0)
     inputs = (torch.randn(batch, WIDTH, 3, 4), torch.randn(batch, 5, 10))
     program: Any = torch.onnx.export(Block(twist).eval(), inputs, opset_version=OPSET, dynamo=True, verbose=False)
     model: ir.Model = program.model
     feeds = {value.name: tensor.numpy() for value, tensor in zip(model.graph.inputs, inputs, strict=True)}
     before, wanted = count(model), run(model, feeds)
-    assert to_sequence_major(model) == turned
+    assert to_sequence_major(model) == converted
     np.testing.assert_allclose(run(model, feeds), wanted, rtol=1e-5, atol=1e-6)
     kinds = Counter(node.op_type for node in model.graph)
-    assert (kinds["Attention"], kinds["Einsum"]) == (2 - turned, 2 * turned)
+    assert (kinds["Attention"], kinds["Einsum"]) == (2 - converted, 2 * converted)
     after = count(model)
     assert (after.attentions, after.flops, nbytes(after)) == (before.attentions, before.flops, nbytes(before))
     if twist == "":

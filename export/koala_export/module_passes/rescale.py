@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from koala_export.module_passes.base import ModulePass
+
 LARGEST = 65504.0  # of float16
 HEADROOM = 16.0  # between what is measured here and what a picture may need
 _SMALLEST = -12  # exponent; weights of 1e-2 are still normal numbers in float16
@@ -82,3 +84,17 @@ def _scale(decoder: Any, factor: float) -> None:
     for upsampler in (each for block in decoder.up_blocks for each in block.upsamplers or ()):
         scale(upsampler.conv, weight=False)
     decoder.conv_norm_out.eps *= factor**2
+
+
+def _run(model: Any, dtype: torch.dtype) -> str | None:
+    """Make a VAE that asks for float32 a float16 one, if the bundle is float16 and a scale allows it."""
+    if not getattr(model.config, "force_upcast", False) or dtype != torch.float16:
+        return None
+    exponent = rescale(model)
+    if exponent is None:
+        return "float32, as the checkpoint asks: no scale of its activations fits float16"
+    model.half()
+    return f"float16, with activations scaled by 2^{exponent}"
+
+
+RESCALE = ModulePass("rescale", _run)

@@ -1,4 +1,4 @@
-"""Small helpers that the passes share."""
+"""Small helpers for onnx_ir graphs."""
 
 from __future__ import annotations
 
