@@ -71,7 +71,7 @@ class _Batching:
         return result
 
     def align(self, index: int, missing: int) -> None:
-        """Insert ``missing`` sides of one after the axis of steps of input ``index``: broadcasting aligns on the right."""
+        """Insert ``missing`` sides of one after the axis of steps of input ``index``, for broadcasting."""
         value = self.node.inputs[index]
         steps, *sides = shape_of(value)
         if value is not None and missing > 0:

@@ -6,6 +6,7 @@ A bundle is traced once without passes; what they make of its graphs becomes fur
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,12 +23,13 @@ from koala_bundle.files import file_entry
 from koala_bundle.manifest import ComponentEntry, read_manifest
 from koala_bundle.targets import CPU
 from koala_bundle.tensors import components
+from koala_cli.work import hoisted_line
 from koala_engines.build import build_engines
 from koala_export.bundle import PASS_NAMES, ExportOptions, export_bundle
 from koala_export.gate import check_component
 from koala_export.modules import build_module
 from koala_export.passes import PASSES, run_passes
-from koala_export.passes.base import Part
+from koala_export.passes.base import Part, Pass, Result, same_interface, static_shapes
 from koala_export.passes.chunk import chunk_attention
 from koala_export.source import open_source
 from koala_export.trace import save
@@ -103,6 +105,47 @@ def test_pictures_stay_the_same(plain: Path, passes: tuple[str, ...], tmp_path: 
         (wanted, before), (got, after) = drawn(plain, steps), drawn(other, steps)
         assert np.abs(after - before).max() <= 1e-5 * np.abs(before).max()
         assert np.abs(got - wanted).max() <= 1.01 / 255  # uint8, rounded the other way
+
+
+def test_each_pass_is_counted_and_export_and_inspect_agree(plain: Path) -> None:
+    manifest, said = read_manifest(plain), list[str]()
+    component = next(c for c in components(manifest.spec, manifest.profile) if c.name == "denoiser")
+    part = Part(component, ir.load(plain / "onnx" / "denoiser.onnx"))
+    parts, (first, second) = run_passes(part, GRAPH_PASSES, said.append)
+    assert (first.name, second.name) == ("sequence_major", "hoist")
+    assert first.before == manifest.traced["denoiser"]
+    assert first.after == {"denoiser": second.before}
+    assert first.before.nodes > second.before.nodes, "this pass removes nodes, too; they did not leave the loop"
+    assert second.after == {part.component.name: counts for part, counts in parts}
+
+    exported = re.fullmatch(r"denoiser: (\d+) of (\d+) nodes left the loop, over (\d+) tensors", said[-1])
+    assert exported is not None
+    assert int(exported[2]) == second.before.nodes
+    entries = [
+        ComponentEntry(p.component.name, p.component.inputs, p.component.outputs, p.component.steps) for p, _ in parts
+    ]
+    inspected = hoisted_line(replace(manifest, changes=(first, second), components=tuple(entries)))
+    assert inspected is not None
+    assert inspected.startswith(f"hoisted out of each step: {exported[1]} nodes, ")
+    assert f" over {exported[3]} tensors of " in inspected
+
+
+def shorter(part: Part) -> Result:
+    part.model.graph.outputs.clear()
+    return Result((part,), "no outputs")
+
+
+def test_conditions_of_a_pass_are_checked(plain: Path) -> None:
+    manifest = read_manifest(plain)
+    component = next(c for c in components(manifest.spec, manifest.profile) if c.name == "vae_decoder")
+    part = Part(component, ir.load(plain / "onnx" / "vae_decoder.onnx"))
+    assert static_shapes(part)
+    assert same_interface(part, (part,))
+    with pytest.raises(ir.passes.PostconditionError, match=r"^shorter on vae_decoder: same_interface is false$"):
+        Pass("shorter", shorter, requires=(static_shapes,), ensures=(same_interface,))(part)
+    part.model.graph[0].outputs[0].shape = ir.Shape(["batch", 4, 8, 12])
+    with pytest.raises(ir.passes.PreconditionError, match=r"^shorter on vae_decoder: static_shapes is false$"):
+        Pass("shorter", shorter, requires=(static_shapes,), ensures=(same_interface,))(part)
 
 
 def test_half_precision_stays_within_its_rounding(source: Path, tmp_path: Path) -> None:
