@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from koala_bundle.targets import CPU
 from koala_engines.build import build_engines
-from koala_export.bundle import ExportOptions, export_bundle
+from koala_export.exporter import ExportOptions, export_bundle
 from tests.support.checkpoints import SHAPES, save_checkpoint
 
 

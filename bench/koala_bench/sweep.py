@@ -62,7 +62,7 @@ def _variant(
 ) -> Path:
     """Return a bundle like ``bundle`` but for one value, with engines for the same targets."""
     from koala_engines.build import build_engines
-    from koala_export.bundle import export_bundle, options_of
+    from koala_export.exporter import export_bundle, options_of
 
     options = replace(options_of(read_manifest(bundle)), random_weights=random_weights, gate=False)
     wanted = replace(options, batch=value) if kind == "batch" else replace(options, height=value, width=value)

@@ -61,7 +61,7 @@ def export(
     model card recommends (presets and their hub names) or to the checkpoint's own files.
     """
     need(("torch", "diffusers", "transformers", "onnx", "onnxscript"), "export")
-    from koala_export.bundle import ExportOptions, export_bundle
+    from koala_export.exporter import ExportOptions, export_bundle
 
     quiet_libraries()
     options = ExportOptions(

@@ -3,8 +3,8 @@
 ``torch.onnx.export`` traces a module with ``torch.export`` and then traces that program again, to decompose operators
 that have no translation to ONNX and to remove mutations. The modules here have neither, except for a few operators
 that return what they were given, so the second trace is skipped; it takes longer than the first. The exporter also
-collects its translations of all operators anew for each module, which its public function gives no way to share; this
-is why ``_core``, what is behind that function, is called here.
+collects the translations of all operators again for each module. The public function offers no way to share them, so
+this calls ``_core``, which it is built on.
 """
 
 from __future__ import annotations

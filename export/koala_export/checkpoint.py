@@ -30,11 +30,11 @@ _PASS_A_FOLDER = "pass a folder saved by diffusers' save_pretrained"
 
 
 class Checkpoint(Protocol):
-    """What the exporter asks of a source."""
+    """The interface of a source to the exporter."""
 
     configs: dict[str, Config]
     preset: Preset | None
-    """The preset whose model card speaks for this checkpoint; None for a folder, which speaks for itself."""
+    """The preset whose model card gives the defaults; None for a folder, whose own files give them."""
 
     def digest(self) -> str:
         """SHA-256 over everything that decides what is exported."""
@@ -47,7 +47,7 @@ class Checkpoint(Protocol):
 
 
 def model_class(name: str) -> Any:
-    """The diffusers or transformers class of one of MODELS (imported late: each import takes seconds)."""
+    """The diffusers or transformers class of one of MODELS (imported on use: each import takes seconds)."""
     if name in ("unet", "vae"):
         import diffusers
 
@@ -69,7 +69,7 @@ def prefix_text_encoder(folder: Path) -> None:
     weights = {f"text_model.{name.removeprefix('text_model.')}": weight.clone() for name, weight in held.items()}
     del held
     save_file(weights, path, {"format": "pt"})
-    path.chmod(0o644)  # safetensors would keep it from other users
+    path.chmod(0o644)  # safetensors makes it unreadable to other users
 
 
 class FolderCheckpoint:

@@ -65,7 +65,7 @@ def native_size(configs: Mapping[str, Config], spec: ModelSpec) -> tuple[int, in
 
 
 def read_scheduler(config: Config) -> SchedulerSpec:
-    """Return the sampler's specification; raises CheckpointError for anything but a plain EulerDiscrete."""
+    """Return the sampler's specification; raises CheckpointError unless it is a plain EulerDiscrete."""
     file = "scheduler/scheduler_config.json"
     name = config.get("_class_name")
     if name != "EulerDiscreteScheduler":

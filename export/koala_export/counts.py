@@ -42,14 +42,14 @@ def _is_attention(node: ir.Node) -> bool:
 
 
 def _is_score(value: ir.Value) -> bool:
-    """Tell whether a value is between the two products of an attention: fused, it is never in memory."""
+    """Tell whether a value is between the two products of an attention: fused, it is never written to memory."""
     producer = value.producer()
     around = [use.node for use in value.uses()] + ([] if producer is None else [producer])
     return any(_is_attention(node) and node.op_type == "Softmax" for node in around)
 
 
 def _flops(node: ir.Node) -> int:
-    """Two per multiplication and addition; 0 for what is no product."""
+    """Two per multiplication and addition; 0 for other operations."""
     if node.op_type not in ("MatMul", "Gemm", "Conv", "Attention", "Einsum"):
         return 0
     if node.op_type == "Einsum":

@@ -1,11 +1,11 @@
-"""Does an exported component compute what PyTorch computes? Asked before the bundle is put into place.
+"""Compares an exported component with PyTorch, before the bundle is put into place.
 
 The reference is the same module in float32 with the same weights; ONNX Runtime runs the ONNX file as written.
 
 Bounds: float32 reorders sums, which for these networks moves outputs by about 1e-6 of their largest value; 1e-3
 leaves room for wide reductions. float16 rounds every tensor to 2^-11; over the square root of about 1,500
 operations in a row that is 2 % of the largest value where errors are independent, so 5 % is the bound. The cosine
-catches what a maximum forgives, such as a missing layer. A uint8 picture may round each pixel the other way.
+catches what a maximum does not show, such as a missing layer. Pixels of a uint8 picture may differ by one level.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Part = tuple[Component, Path]
 def check_component(
     module: nn.Module, component: Component, parts: Sequence[Part], precision: str
 ) -> dict[str, Agreement]:
-    """Compare the ONNX files that ``component`` became, run in their order, with ``module``, by output.
+    """Compare the ONNX files of ``component``, run in their order, with ``module``; return the agreement by output.
 
     Converts ``module`` to float32 in place, so that only one copy of the weights is held. Raises GateError.
     """
@@ -79,13 +79,13 @@ def accepted(agreement: Agreement, tensor: IOTensor, precision: str) -> bool:
 
 
 def gate_inputs(component: Component) -> dict[str, Array]:
-    """Return inputs of the component by name; not those that it was traced with."""
+    """Return inputs of the component by name, other than those that it was traced with."""
     return {name: value.numpy() for name, value in example_inputs(component, _SEED).items()}
 
 
 @torch.no_grad()
 def run_torch(module: nn.Module, component: Component, inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Return what ``module`` computes in float32, to which it is converted in place, by output."""
+    """Return the outputs of ``module`` in float32, to which it is converted in place, by name."""
     module.float()
     tensors = {name: torch.from_numpy(value) for name, value in inputs.items()}
     outputs = module(**{n: v.float() if v.is_floating_point() else v for n, v in tensors.items()})
@@ -94,7 +94,7 @@ def run_torch(module: nn.Module, component: Component, inputs: Mapping[str, Arra
 
 
 def run_onnx(parts: Sequence[Part], inputs: Mapping[str, Array]) -> dict[str, Array]:
-    """Return all that the ONNX files compute, run in their order, by name."""
+    """Return all outputs of the ONNX files, run in their order, and ``inputs``, by name."""
     known = dict(inputs)
     for part, path in parts:
         known |= _run(part, path, known)
@@ -102,7 +102,7 @@ def run_onnx(parts: Sequence[Part], inputs: Mapping[str, Array]) -> dict[str, Ar
 
 
 def _run(part: Component, path: Path, known: Mapping[str, Array]) -> dict[str, Array]:
-    """Run one file; where it computes many steps at once, the last of them is the one that is asked for."""
+    """Run one file; where it computes many steps at once, ``known`` and the results are those of the last one."""
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False  # an arena keeps its peak, twice what one 1024 px run needs, to the end
@@ -123,7 +123,7 @@ def _run(part: Component, path: Path, known: Mapping[str, Array]) -> dict[str, A
 
 
 def compare(reference: NDArray[np.generic], result: NDArray[np.generic]) -> Agreement:
-    """Return how far ``result`` is from ``reference``; NaN in either gives NaN, which passes no bound."""
+    """Return the agreement of ``result`` with ``reference``; NaN in either gives NaN, which passes no bound."""
     wanted, got = reference.astype(np.float64).ravel(), result.astype(np.float64).ravel()
     scale = float(np.abs(wanted).max()) or 1.0
     with np.errstate(invalid="ignore"):  # infinity - infinity is NaN, which is what is wanted

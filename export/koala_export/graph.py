@@ -29,7 +29,7 @@ def scalar(graph: ir.Graph, number: float, like: ir.Value, name: str) -> ir.Valu
 
 
 def is_plain_attention(node: ir.Node) -> bool:
-    """Tell whether it is an Attention of three tensors [batch, heads, tokens, width] and nothing else."""
+    """Return whether it is an Attention of three tensors [batch, heads, tokens, width] and nothing else."""
     if node.op_type != "Attention" or len(node.inputs) != 3:
         return False
     off = all(not attribute.value for name, attribute in node.attributes.items() if name in _UNUSED)
@@ -38,13 +38,13 @@ def is_plain_attention(node: ir.Node) -> bool:
 
 
 def attention_scale(node: ir.Node) -> float:
-    """Return what an Attention multiplies its scores by; one over the root of the width if it does not say."""
+    """Return the factor of an Attention's scores; by default one over the root of the width."""
     given = node.attributes.get("scale")
     return 1 / math.sqrt(shape_of(node.inputs[0])[-1]) if given is None else given.as_float()
 
 
 class Replacement:
-    """The nodes that take the place of one, made one after the other; their results have its dtype."""
+    """The nodes that replace one, created in order; their results have its dtype."""
 
     def __init__(self, node: ir.Node) -> None:
         self.name, self.type = str(node.outputs[0].name), node.outputs[0].type

@@ -23,7 +23,7 @@ SEED = 0
 
 
 class RandomCheckpoint:
-    """The libraries' own initialisation, from a fixed seed."""
+    """A preset initialised by the libraries themselves, from a fixed seed."""
 
     def __init__(self, preset: Preset) -> None:
         self.configs: dict[str, Config] = dict(configs(preset))
@@ -57,7 +57,7 @@ class RandomCheckpoint:
         return with_static_length(self._tokenizer(name), int(encoder.get("max_position_embeddings", 77)))
 
     def save(self, folder: Path, precision: str) -> None:
-        """Write a checkpoint folder that gives these weights when it is read in ``precision`` ("fp16" or "fp32").
+        """Write a checkpoint folder that has these weights when read in ``precision`` ("fp16" or "fp32").
 
         As the KOALA repositories hold theirs: fp16 variants, and one plain VAE.
         """

@@ -1,4 +1,7 @@
-"""One torch module to one ONNX file: opset 23, strongly typed, weights beside it, nothing of this machine in it."""
+"""A torch module to a graph, and a graph to an ONNX file: opset 23, strongly typed, weights in a file beside it.
+
+Neither holds paths or stack traces of this machine.
+"""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ import koala_runtime.request
 from koala_bundle.manifest import read_manifest
 from koala_bundle.targets import CPU, RTX
 from koala_engines.build import build_engines
-from koala_export.bundle import ExportOptions, export_bundle
+from koala_export.exporter import ExportOptions, export_bundle
 from koala_runtime import Pipeline
 from koala_runtime.executor import Run
 from koala_runtime.prompts import PromptEncoder

@@ -39,7 +39,7 @@ def in_place(values: Tensor) -> Tensor:
 
 def without_translation(values: Tensor) -> Tensor:
     """An operator that has no translation to ONNX and one of torch's decompositions."""
-    return torch.ops.aten.softshrink(values, 0.25)
+    return torch.nan_to_num(values)
 
 
 def branches(values: Tensor) -> Tensor:

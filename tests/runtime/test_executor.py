@@ -27,7 +27,7 @@ from koala_bundle.errors import ArgumentError, BundleError, DeviceError, TargetE
 from koala_bundle.manifest import read_manifest
 from koala_bundle.targets import CPU
 from koala_engines.build import build_engines
-from koala_export.bundle import ExportOptions, export_bundle
+from koala_export.exporter import ExportOptions, export_bundle
 from koala_runtime import Pipeline
 from koala_runtime import program as programs
 from koala_runtime.budget import budget

@@ -1,10 +1,9 @@
 """float16 for a VAE decoder whose checkpoint asks for float32 (``force_upcast``): exactly, by a power of two.
 
-Such a decoder overflows float16 (65,504) in the activations between its norms. A group norm does not care about the
-scale of what it is given: norm(s x, s² eps) = norm(x, eps). So everything that is written between norms is made s
-times as large: weights and biases of the convolutions that start from normed values, biases alone of those that start
-from what is s times as large already, and eps to match. With s a power of two this changes no digit of any number, and
-no operation has to stay in float32.
+Such a decoder overflows float16 (65,504) in the activations between its norms. A group norm is invariant
+to the scale of its input: norm(s x, s² eps) = norm(x, eps). So all activations between norms are multiplied by s:
+weights and biases of the convolutions that read normalised values, only biases of those that read scaled values, and
+eps to match. With s a power of two this is exact, and no operation has to stay in float32.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from torch import nn
 from koala_export.module_passes.base import ModulePass
 
 LARGEST = 65504.0  # of float16
-HEADROOM = 16.0  # between what is measured here and what a picture may need
+HEADROOM = 16.0  # factor between the largest value measured here and float16's limit, for other pictures
 _SMALLEST = -12  # exponent; weights of 1e-2 are still normal numbers in float16
 
 
 @torch.no_grad()
 def rescale(vae: Any) -> int | None:
-    """Scale the decoder of ``vae`` (float32) in place by 2^n and return n <= 0; None, and no change, if none helps.
+    """Scale the decoder of ``vae`` (float32) in place by 2^n and return n <= 0; None, without a change, if no n fits.
 
     The scale is the largest that leaves ``HEADROOM`` under float16's largest number for every activation of a decoding
     of noise of the latents' own variance, 16 x 16 latents.
@@ -37,7 +36,7 @@ def rescale(vae: Any) -> int | None:
         return None
     exponent = -math.ceil(math.log2(largest / limit))
     _scale(decoder, 2.0**exponent)
-    if _largest(vae) > limit:  # of what the scale does not reach, such as queries and keys
+    if _largest(vae) > limit:  # in values that the scale does not reach, such as queries and keys
         _scale(decoder, 2.0**-exponent)
         return None
     return exponent

@@ -19,7 +19,7 @@ BINARY = {"Add", "Div", "Mul", "Pow", "Sub", "Max", "Min", "Where"}
 
 
 def can_batch(node: ir.Node) -> bool:
-    """Tell whether ``batch_steps`` has a rule for ``node``, and the shapes that the rule needs."""
+    """Return whether ``batch_steps`` has a rule for ``node``, and the shapes that the rule needs."""
     values = [value for value in (*node.inputs, *node.outputs) if value is not None]
     static = all(value.shape is not None and value.shape.is_static() for value in values)
     return node.domain == "" and static and node.op_type in _RULES and _RULES[node.op_type][0](node)

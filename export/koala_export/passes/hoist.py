@@ -1,9 +1,9 @@
 """Loop-invariant code motion: what does not depend on the latents leaves the denoising loop.
 
 The step's graph is cut in two. The *prologue* runs once per picture; it holds every node that depends on the prompt
-alone, and every node that depends on the step but not on the latents, the latter for all steps at once. Which nodes
-these are is a matter of reachability alone; no layer is known by name. Nodes that only rearrange what they get, and
-trivial ones, stay with their consumers, so that few and small tensors cross the cut.
+alone, and every node that depends on the step but not on the latents, the latter for all steps at once. Reachability
+alone decides which nodes these are; no layer is known by name. Nodes that only rearrange their input, and trivial
+ones, stay with their consumers, so that few and small tensors cross the cut.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Split:
 def hoist(
     model: ir.Model, *, latents: Collection[str], per_step: Collection[str], steps: int, trivial: int = TRIVIAL
 ) -> Split | None:
-    """Split ``model``; None if nothing is worth leaving the loop.
+    """Split ``model``; None if nothing is worth moving out of the loop.
 
     ``latents`` and ``per_step`` name the inputs that the loop carries and those that change with the step; all others
     are the same for a whole picture. In the prologue, a ``per_step`` input or output of shape [...] has the shape
@@ -85,7 +85,7 @@ def _dependence(graph: ir.Graph, latents: Collection[str], per_step: Collection[
     for node in graph:
         most = max((depends[str(value.name)] for value in _reads(node)), default=Depends.NOTHING)
         if most == Depends.STEP and not can_batch(node):
-            most = Depends.LATENTS  # computed anew in each step
+            most = Depends.LATENTS  # computed in each step
         if _draws(node):
             most = Depends.LATENTS
         for value in node.outputs:
@@ -114,7 +114,7 @@ def _cut(graph: ir.Graph, depends: dict[str, Depends], trivial: int) -> list[ir.
 
 
 def _worth_it(value: ir.Value, depends: dict[str, Depends], trivial: int) -> bool:
-    """Tell whether computing ``value`` takes a product of matrices or touches more than a few elements."""
+    """Return whether computing ``value`` takes a product of matrices or touches more than a few elements."""
     waiting, seen = [value], set[int]()
     while waiting:
         value = waiting.pop()
@@ -174,7 +174,7 @@ def _elements(value: ir.Value) -> int:
 
 
 def pad_rows(prologue: ir.Model, component: Component) -> None:
-    """Give the tables of ``prologue`` the padded rows that ``component`` says they have."""
+    """Give the tables of ``prologue`` the padded rows that ``component`` declares."""
     graph = prologue.graph
     outside = {tensor.name: tensor for tensor in (*component.inputs, *component.outputs) if tensor.per_step}
     for value in list(graph.inputs):

@@ -1,9 +1,9 @@
-"""Tokens in sequence-major order, [S, B, C] and not [B, S, C], wherever they are on their way to an attention.
+"""Tokens in sequence-major order, [S, B, C] and not [B, S, C], between attentions and around them.
 
 TensorRT's fused attention takes the heads of all pictures as matrices [S, D] at one distance from each other. With
 guidance a batch has two pictures, and their heads lie at one distance only where the sequence is the outermost axis:
-[S, B, C] is [S, B x H, D] as it stands. In batch-major order TensorRT-RTX 1.7 rearranges what goes into attentions
-and what comes out of them: 48 of the 228 kernels of a KOALA-700M step. (CLIP's masked attentions do not gain by this:
+[S, B, C] is [S, B x H, D] as it stands. In batch-major order TensorRT-RTX 1.7 rearranges the inputs and outputs of
+attentions: 48 of the 228 kernels of a KOALA-700M step. (CLIP's masked attentions do not gain by this:
 89 kernels became 100, so they are left alone.)
 
 Operations on single tokens do not depend on the order of tokens. So they are converted together with the attentions, up
@@ -80,7 +80,7 @@ def _flood(attentions: list[_Attention]) -> tuple[list[ir.Value], set[ir.Node]]:
 
 
 def _is_by_token(node: ir.Node) -> bool:
-    """Tell whether ``node`` does the same to each token, whatever the order of its two outer axes."""
+    """Return whether ``node`` does the same to each token, whatever the order of its two outer axes."""
     if node.op_type not in _BY_TOKEN or any(value.is_graph_output() for value in node.outputs):
         return False
     if node.op_type in ("LayerNormalization", "Split"):
@@ -102,7 +102,7 @@ def _varying(node: ir.Node) -> list[ir.Value]:
 
 
 def _attention(node: ir.Node) -> _Attention | None:
-    """Return what surrounds an Attention whose inputs are heads cut from tokens, and whose result becomes tokens."""
+    """Return the nodes around an Attention whose inputs are heads cut from tokens, and whose result becomes tokens."""
     if not is_plain_attention(node):
         return None
     batch, heads, length, width = shape_of(node.outputs[0])

@@ -25,7 +25,7 @@ from koala_bundle.targets import CPU
 from koala_bundle.tensors import components
 from koala_cli.work import hoisted_line
 from koala_engines.build import build_engines
-from koala_export.bundle import PASS_NAMES, ExportOptions, export_bundle
+from koala_export.exporter import PASS_NAMES, ExportOptions, export_bundle
 from koala_export.gate import check_component
 from koala_export.modules import build_module
 from koala_export.passes import PASSES, run_passes

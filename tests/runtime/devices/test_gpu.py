@@ -20,7 +20,7 @@ from koala_bundle.manifest import read_manifest
 from koala_bundle.targets import CPU, RTX, TENSORRT, Target
 from koala_engines.availability import default_targets
 from koala_engines.build import build_engines
-from koala_export.bundle import ExportOptions, export_bundle
+from koala_export.exporter import ExportOptions, export_bundle
 from koala_machine.driver import query_driver
 from koala_runtime import Pipeline
 from koala_runtime.devices.base import Tensor
