@@ -51,8 +51,9 @@ class PassChange:
 class Manifest:
     """The whole of manifest.json.
 
-    ``gate`` is ``passed``, or ``skipped`` if the export ran without it. ``passes`` names the passes that ran, ``traced`` says how much work each
-    component was before the graph passes, and ``changes`` what each of these changed, in their order.
+    ``gate`` is ``passed``, or ``skipped`` if the export ran without it. ``passes`` names the passes that ran,
+    ``traced`` says how much work each component was before the graph passes, and ``changes`` what each of these
+    changed, in their order.
     """
 
     schema_version: int
