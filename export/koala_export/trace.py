@@ -12,7 +12,6 @@ from pathlib import Path
 import onnx
 import onnx_ir as ir
 import torch
-from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import Tensor, nn
 
 from koala_bundle.errors import BuildError
@@ -57,8 +56,17 @@ def trace(module: nn.Module, component: Component) -> ir.Model:
             fix="report the checkpoint's config.json",
         ) from error
     simplify(model)
-    ClearMetadataAndDocStringPass()(model)  # stack traces and paths of this machine
+    _clear_notes(model)
     return model
+
+
+def _clear_notes(model: ir.Model) -> None:
+    """Remove the exporter's notes on nodes and values: stack traces, paths of this machine, origins of constants."""
+    graph = model.graph
+    values = [value for node in graph for value in node.outputs]
+    for holder in (model, graph, *graph, *graph.inputs, *graph.initializers.values(), *values):
+        holder.metadata_props.clear()
+        holder.doc_string = None
 
 
 def save(model: ir.Model, component: Component, folder: Path) -> list[Path]:

@@ -26,7 +26,7 @@ from koala_bundle.counts import Counts, Product
 from koala_bundle.engine_record import GPU, EngineKey, EngineRecord, PlanEntry
 from koala_bundle.errors import BundleError
 from koala_bundle.files import FileEntry, check_files, file_entry, inside, write_atomic
-from koala_bundle.manifest import ComponentEntry, Manifest, Origin
+from koala_bundle.manifest import ComponentEntry, Manifest, Origin, PassChange
 from koala_bundle.spec import Profile, Sampling
 from koala_bundle.tensors import IOTensor, components
 from koala_export.configs import read_spec
@@ -46,7 +46,8 @@ def manifest_of(preset: str, profile: Profile) -> Manifest:
         ComponentEntry(c.name, c.inputs, c.outputs, 0, tuple(FILES), COUNTS) for c in components(spec, profile)
     )
     origin, sampling = Origin("ab", {"torch": "2.9"}), Sampling(25, 7.5)
-    return Manifest(1, origin, "passed", spec, profile, sampling, ("hoist",), {"denoiser": COUNTS}, entries, FILES)
+    traced, changes = {"denoiser": COUNTS}, (PassChange("hoist", "denoiser", COUNTS, {"prologue": COUNTS}),)
+    return Manifest(1, origin, "passed", spec, profile, sampling, ("hoist",), traced, changes, entries, FILES)
 
 
 MANIFESTS = [manifest_of(preset, profile) for preset in PRESETS for profile in PROFILES]
