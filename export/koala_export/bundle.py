@@ -31,7 +31,8 @@ from koala_bundle.spec import (
 from koala_bundle.tensors import Component, components
 from koala_export.checkpoint import Checkpoint
 from koala_export.configs import native_size, read_spec
-from koala_export.passes import PASSES, choose_passes
+from koala_export.pass_names import PASSES
+from koala_export.passes import choose_passes
 from koala_export.source import open_source
 
 # diffusers' own defaults of StableDiffusionXLPipeline.__call__, for a checkpoint that recommends nothing.
@@ -125,7 +126,7 @@ def _resolve(checkpoint: Checkpoint, options: ExportOptions) -> tuple[ModelSpec,
             "guidance_scale",
             expected="1 or less where no guidance is compiled in",
             found=f"{guidance:g}",
-            fix="drop one of them",
+            fix="leave the guidance out, or compile guidance in",
         )
     own = native_size(checkpoint.configs, spec)
     given = (options.height, options.width)

@@ -15,13 +15,12 @@ import onnx_ir as ir
 
 from koala_bundle.errors import ArgumentError
 from koala_bundle.tensors import Component, IOTensor
+from koala_export.pass_names import PASSES
 from koala_export.passes.chunk import chunk_attention
 from koala_export.passes.graph import shape_of
 from koala_export.passes.hoist import hoist, pad_rows
 from koala_export.passes.sequence_major import to_sequence_major
 
-PASSES = ("rescale", "chunk", "tokens", "hoist")
-"""All that can be left out, in the order in which they run; ``rescale`` works before the trace, on the VAE."""
 STEPS_AT_ONCE = 32
 """Rows that the prologue computes in one run: a step count above it runs it again. For the full-size U-Net 32 rows
 cost 2 GFLOP, a thousandth of one step."""
