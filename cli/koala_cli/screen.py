@@ -9,14 +9,17 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 # Paths, prompts and package names such as koala-trt[rtx] are text, never markup.
 stdout = Console(highlight=False, markup=False, emoji=False)
 stderr = Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+_GAP = 3  # between two columns of ``table``
 
 
 def say(line: str) -> None:
@@ -42,9 +45,28 @@ def megabytes(size: int) -> str:
 def table(*columns: str, figures: bool = False) -> Table:
     """Return an empty table that is as narrow as its text; ``figures``: all columns but the first are numbers."""
     empty = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
+    for column in empty.columns:
+        column.overflow = "fold"
     for column in empty.columns[1:]:
         column.justify = "right" if figures else "left"
     return empty
+
+
+def say_figures(figures: Table) -> None:
+    """Print a table of text cells; one that is wider than the screen in parts that repeat the first column."""
+    names, *columns = figures.columns
+    widths = {column.header: max(cell_len(str(cell)) for cell in (column.header, *column.cells)) for column in columns}
+    room = stdout.width - max(cell_len(str(cell)) for cell in (names.header, *names.cells)) - 2
+    parts: list[list[Column]] = [[]]
+    for column in columns:
+        if parts[-1] and sum(_GAP + widths[each.header] for each in (*parts[-1], column)) > room:
+            parts.append([])
+        parts[-1].append(column)
+    for part in parts:
+        shown = table(*(str(column.header) for column in (names, *part)), figures=True)
+        for row in zip(*(column.cells for column in (names, *part)), strict=True):
+            shown.add_row(*row)
+        stdout.print(shown)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from koala_bundle.codec import to_json
 from koala_bundle.errors import ArgumentError
 from koala_cli.extras import quiet_libraries, require_packages
 from koala_cli.options import AsJson, Bundle, OriginalSource, option
-from koala_cli.screen import note, reported_lines, say, say_json, stdout
+from koala_cli.screen import note, reported_lines, say, say_figures, say_json
 
 if TYPE_CHECKING:
     from koala_bench.results import Results
@@ -100,7 +100,7 @@ def _print_results(results: Results) -> None:
 
     say(title(results))
     for each in tables(results):
-        stdout.print(each)
+        say_figures(each)
     _print_missing(results.missing)
 
 
@@ -110,7 +110,7 @@ def _print_sweeps(sweeps: Sequence[Sweep]) -> None:
     missing: dict[str, str] = {}
     for each in sweeps:
         say(title(each.results[0], each.kind))
-        stdout.print(as_table(sweep_columns(each), sweep_rows(each)))
+        say_figures(as_table(sweep_columns(each), sweep_rows(each)))
         for results in each.results:
             missing |= results.missing
     _print_missing(missing)

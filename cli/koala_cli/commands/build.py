@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from koala_cli.commands.engines import build_targets
+from koala_cli.commands.engines import build_for_targets
 from koala_cli.commands.export import write_components
 from koala_cli.options import (
     Batch,
@@ -64,4 +64,4 @@ def build(
         gate=gate,
         without=tuple(without or ()),
     )
-    build_targets(bundle, target, compute_capability, optimization_level, strict)
+    build_for_targets(bundle, target, compute_capability, optimization_level, strict)

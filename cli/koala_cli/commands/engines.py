@@ -22,10 +22,10 @@ def engines(
 
     Says for each target why it is built, or that it is up to date.
     """
-    build_targets(bundle, target, compute_capability, optimization_level, strict)
+    build_for_targets(bundle, target, compute_capability, optimization_level, strict)
 
 
-def build_targets(
+def build_for_targets(
     bundle: Path,
     targets: Sequence[str] | None,
     compute_capabilities: Sequence[str] | None,

@@ -108,10 +108,11 @@ def _print_summary(bundle: Path, manifest: Manifest) -> None:
 
 
 def _print_components(manifest: Manifest) -> None:
-    shown = table("component", "inputs", "outputs", "ONNX")
+    shown = table("component", "ONNX", "", "tensors")
     for entry in manifest.components:
         size = sum(manifest.files[path].size for path in entry.files)
-        shown.add_row(entry.name, _tensors(entry.inputs), _tensors(entry.outputs), megabytes(size))
+        shown.add_row(entry.name, megabytes(size), "in", _tensors(entry.inputs))
+        shown.add_row("", "", "out", _tensors(entry.outputs))
     stdout.print(shown)
 
 
