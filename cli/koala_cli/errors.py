@@ -5,7 +5,6 @@ The library names its parameters (``num_inference_steps``). Here alone they beco
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -71,8 +70,3 @@ def print_error(error: KoalaError) -> None:
 def print_sentence(sentence: str) -> None:
     """Print an error in one line, however long."""
     stderr.print(Text.assemble(("error", "bold red"), " ", sentence), soft_wrap=True)
-
-
-def alternatives(values: Sequence[str]) -> str:
-    """Return the values as an error lists them: ``fp16 or fp32``."""
-    return " or ".join(values)

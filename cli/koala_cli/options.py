@@ -11,7 +11,7 @@ import typer
 from koala_bundle.errors import ArgumentError
 from koala_bundle.spec import PRECISIONS, TIMESTEP_SPACINGS
 from koala_bundle.targets import SIMULATED, TARGETS
-from koala_cli.errors import alternatives, shown_name
+from koala_cli.errors import shown_name
 from koala_export.pass_names import PASSES
 
 
@@ -28,7 +28,7 @@ def choice(values: Sequence[str], help: str, *, hidden: Sequence[str] = ()) -> A
         for value in given if isinstance(given, list) else [given]:
             if value is not None and value not in (*values, *hidden):
                 raise ArgumentError(
-                    shown_name(param), expected=alternatives(values), found=repr(value), fix="pass one of these"
+                    shown_name(param), expected=" or ".join(values), found=repr(value), fix="pass one of these"
                 )
         return given
 

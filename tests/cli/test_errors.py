@@ -81,6 +81,25 @@ def test_parameters_are_shown_as_they_are_typed(subcommand: str, parameter: str,
     assert str(caught.value) == f"{shown}: expected one, found another; change it."
 
 
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (("run", "bundle", "cat"), "interrupted"),
+        (("build", "source", "bundle"), "interrupted; run the same command again to resume"),
+    ],
+)
+def test_ctrl_c(
+    command: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("koala_cli.commands.run._check_output", interrupt)
+    monkeypatch.setattr("koala_cli.commands.export.require_packages", interrupt)
+    assert run_app([*command]) == 130
+    assert capsys.readouterr().err == f"{said}\n"
+
+
 def test_four_aligned_lines_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     terminal = Console(file=screen, force_terminal=True, color_system=None, width=60, markup=False)

@@ -107,7 +107,7 @@ def _read_repeatable(like: Path, bundle: Path, changes: dict[str, Any], output: 
     recipe = replace(read_recipe(like), **changes)
     if "seed" in changes:  # a picture of its own
         recipe = replace(recipe, index=0, count=1)
-    read_manifest(bundle)
+    read_manifest(bundle)  # refuses what is no bundle
     check_repeatable(recipe, file_entry(bundle / MANIFEST).sha256, like, bundle)
     if changes and output.exists() and output.samefile(like):
         raise ArgumentError(
