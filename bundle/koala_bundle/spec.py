@@ -9,6 +9,8 @@ from koala_bundle.errors import ArgumentError
 
 TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 PRECISIONS = ("fp16", "fp32")
+PASSES = ("rescale", "chunk", "tokens", "hoist")
+"""The passes that an export can leave out, in the order in which they run; ``koala_export.passes`` explains them."""
 _LARGEST_FLOAT32 = 3.4028235e38
 SMALLEST_SIDE = 64  # pixels; below it the noise tensor gets shorter than the blocks torch.randn draws
 

@@ -9,10 +9,9 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from koala_bundle.errors import ArgumentError
-from koala_bundle.spec import PRECISIONS, TIMESTEP_SPACINGS
+from koala_bundle.spec import PASSES, PRECISIONS, TIMESTEP_SPACINGS
 from koala_bundle.targets import SIMULATED, TARGETS
 from koala_cli.errors import shown_name
-from koala_export.pass_names import PASSES
 
 
 def choice(values: Sequence[str], help: str, *, hidden: Sequence[str] = ()) -> Any:

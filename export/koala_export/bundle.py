@@ -21,6 +21,7 @@ from koala_bundle.files import FileEntry, Staging, prepare_output, require_space
 from koala_bundle.manifest import MANIFEST, SCHEMA_VERSION, TOKENIZERS, ComponentEntry, Manifest, Origin, read_manifest
 from koala_bundle.progress import Report, no_report
 from koala_bundle.spec import (
+    PASSES,
     TIMESTEP_SPACINGS,
     ModelSpec,
     Profile,
@@ -31,7 +32,6 @@ from koala_bundle.spec import (
 from koala_bundle.tensors import Component, components
 from koala_export.checkpoint import Checkpoint
 from koala_export.configs import native_size, read_spec
-from koala_export.pass_names import PASSES
 from koala_export.passes import choose_passes
 from koala_export.source import open_source
 

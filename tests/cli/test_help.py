@@ -12,10 +12,9 @@ import sys
 
 import pytest
 
-from koala_bundle.spec import PRECISIONS, TIMESTEP_SPACINGS
+from koala_bundle.spec import PASSES, PRECISIONS, TIMESTEP_SPACINGS
 from koala_bundle.targets import TARGETS
 from koala_cli.main import app, run_app
-from koala_export.pass_names import PASSES
 
 COMMANDS = [str(command.callback.__name__) for command in app.registered_commands if command.callback]
 TARGET_NAMES = tuple(target.name for target in TARGETS)

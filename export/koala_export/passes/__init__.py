@@ -14,8 +14,8 @@ from dataclasses import replace
 import onnx_ir as ir
 
 from koala_bundle.errors import ArgumentError
+from koala_bundle.spec import PASSES
 from koala_bundle.tensors import Component, IOTensor
-from koala_export.pass_names import PASSES
 from koala_export.passes.chunk import chunk_attention
 from koala_export.passes.graph import shape_of
 from koala_export.passes.hoist import hoist, pad_rows
