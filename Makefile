@@ -30,13 +30,11 @@ $(READY): pyproject.toml constraints.txt
 	@touch $(READY)
 
 image: $(READY) ## Draw a picture: make image PROMPT="a large green star on a black background"
-	$(BIN)/koala export examples/koala-tiny/checkpoint build/bundle --steps 10 --guidance-scale 2
-	$(BIN)/koala engines build/bundle --target cpu
+	$(BIN)/koala build examples/koala-tiny/checkpoint build/bundle --steps 10 --guidance-scale 2 --target cpu
 	$(BIN)/koala run build/bundle "$(PROMPT)" --seed 0 --output koala.png
 
 engines: $(READY) ## Build for this machine: make engines MODEL=... OUT=... [ARGS="--batch 2"]
-	$(BIN)/koala export $(MODEL) $(OUT) $(ARGS)
-	$(BIN)/koala engines $(OUT)
+	$(BIN)/koala build $(MODEL) $(OUT) $(ARGS)
 
 test: $(READY) ## Run the tests (minutes, no GPU needed)
 	$(BIN)/python -m pytest -m "not full and not gpu" -n 2 --dist loadfile --no-loadscope-reorder
@@ -56,20 +54,17 @@ $(OPTIMUM): constraints.txt
 	@touch $@
 
 bench: $(READY) $(OPTIMUM) ## Measure koala-tiny and KOALA-700M at 256 px on this processor beside PyTorch (BENCH=... adds options)
-	$(BIN)/koala export examples/koala-tiny/checkpoint build/bundle --steps 10 --guidance-scale 2
-	$(BIN)/koala engines build/bundle --target cpu
-	$(BIN)/koala bench build/bundle examples/koala-tiny/checkpoint --output bench/results/cpu-koala-tiny \
+	$(BIN)/koala build examples/koala-tiny/checkpoint build/bundle --steps 10 --guidance-scale 2 --target cpu
+	$(BIN)/koala bench examples/koala-tiny/checkpoint build/bundle --output bench/results/cpu-koala-tiny \
 		--python optimum-onnx=build/optimum/bin/python $(BENCH)
-	$(BIN)/koala export koala-lightning-700m build/bench-700m --random-weights --no-gate --height 256 --width 256
-	$(BIN)/koala engines build/bench-700m --target cpu
-	$(BIN)/koala bench build/bench-700m koala-lightning-700m --random-weights --alone --rounds 6 --steps 4 \
+	$(BIN)/koala build koala-lightning-700m build/bench-700m --random-weights --no-gate --height 256 --width 256 --target cpu
+	$(BIN)/koala bench koala-lightning-700m build/bench-700m --random-weights --alone --rounds 6 --steps 4 \
 		--output bench/results/cpu-koala-700m-256px --python optimum-onnx=build/optimum/bin/python $(BENCH)
 
 bench-gpu: $(READY) ## Measure a full-size model on this GPU beside PyTorch: make bench-gpu [MODEL=...] [WEIGHTS=] [BENCH=...]
-	$(BIN)/koala export $(MODEL) build/bench-gpu $(WEIGHTS) --no-gate $(ARGS)
-	$(BIN)/koala engines build/bench-gpu
-	$(BIN)/koala bench build/bench-gpu $(MODEL) $(WEIGHTS) --output $(RESULTS) $(BENCH)
-	$(BIN)/koala bench build/bench-gpu $(MODEL) $(WEIGHTS) --output $(RESULTS) --rounds 5 --steps-sweep $(STEPS) $(BENCH)
+	$(BIN)/koala build $(MODEL) build/bench-gpu $(WEIGHTS) --no-gate $(ARGS)
+	$(BIN)/koala bench $(MODEL) build/bench-gpu $(WEIGHTS) --output $(RESULTS) $(BENCH)
+	$(BIN)/koala bench $(MODEL) build/bench-gpu $(WEIGHTS) --output $(RESULTS) --rounds 5 --steps-sweep $(STEPS) $(BENCH)
 
 check: $(READY) ## Lint, types, import rules
 	$(BIN)/ruff check .

@@ -9,6 +9,8 @@ from koala_bundle.errors import ArgumentError
 
 TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 PRECISIONS = ("fp16", "fp32")
+PASS_NAMES = ("rescale", "chunk", "sequence_major", "hoist")
+"""The passes of an export, in the order in which they run; each can be left out (``koala_export.passes``)."""
 _LARGEST_FLOAT32 = 3.4028235e38
 SMALLEST_SIDE = 64  # pixels; below it the noise tensor gets shorter than the blocks torch.randn draws
 

@@ -1,4 +1,4 @@
-"""Entry point: exit code 0 done, 1 failed, 2 bad usage or input, 130 interrupted; one sentence, no traceback."""
+"""Entry point. Exit codes: 0 done, 1 failed, 2 wrong usage or input, 130 interrupted; never a traceback."""
 
 from __future__ import annotations
 
@@ -9,27 +9,30 @@ from typing import Annotated
 import typer
 
 from koala_bundle.errors import InputError, KoalaError
-from koala_cli.bench_command import bench, compare
-from koala_cli.build_commands import engines, export
-from koala_cli.look_commands import doctor, inspect
-from koala_cli.run_command import run
-from koala_cli.screen import plain, stderr
-from koala_cli.verify_command import verify
+from koala_cli.commands.bench import bench
+from koala_cli.commands.build import build
+from koala_cli.commands.compare import compare
+from koala_cli.commands.doctor import doctor
+from koala_cli.commands.engines import engines
+from koala_cli.commands.export import export
+from koala_cli.commands.inspect import inspect
+from koala_cli.commands.run import run
+from koala_cli.commands.verify import verify
+from koala_cli.errors import Command, print_error, print_sentence, usage_error
+from koala_cli.screen import stderr
 from koala_runtime import __version__
 
 app = typer.Typer(
     name="koala",
     help="Compile a KOALA (or any SDXL-shaped) checkpoint and draw pictures with it, without torch.",
-    no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode=None,  # plain help is the one that reads well at 80 columns
 )
-for command in (export, engines, run, verify, bench, compare, inspect, doctor):
-    app.command()(command)
-
+for command in (build, export, engines, run, verify, bench, compare, inspect, doctor):
+    app.command(cls=Command)(command)
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_RESUMABLE = {"build", "export", "engines"}
 
 
 class _Settings:
@@ -57,26 +60,33 @@ def _root(
 
 def main() -> None:
     """Run the command line and exit."""
+    if sys.platform == "win32":  # consoles there default to a code page that cannot show the tables' lines
+        for stream in (sys.stdout, sys.stderr):
+            stream.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
     sys.exit(run_app(sys.argv[1:]))
 
 
 def run_app(arguments: list[str]) -> int:
     """Run ``koala`` with ``arguments`` and return its exit code."""
     try:
-        app(arguments)
-    except SystemExit as ended:  # typer's own way out: usage errors are 2, Ctrl-C is 130
-        code = ended.code if isinstance(ended.code, int) else 1
-        if code == _INTERRUPTED:
-            stderr.print("interrupted; the same command goes on from here", style="yellow")
-        return code
+        ended = app(arguments or ["--help"], prog_name="koala", standalone_mode=False)
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 1
     except Exception as error:
         if _Settings.debug:
             stderr.print_exception()
-        known = isinstance(error, KoalaError)
-        sentence = str(error) if known else f"unexpected {type(error).__name__}: {error}; `koala --debug` shows where."
-        stderr.print(f"[bold red]error[/] {plain(sentence)}", soft_wrap=True, highlight=False)
+        if isinstance(error, typer.TyperException):
+            error = usage_error(error)
+        if isinstance(error, KoalaError):
+            print_error(error)
+        else:
+            print_sentence(f"unexpected {type(error).__name__}: {error}; `koala --debug` shows where.")
         return 2 if isinstance(error, InputError) else 1
-    return 0
+    code = ended if isinstance(ended, int) else 0
+    if code == _INTERRUPTED:
+        resumes = not _RESUMABLE.isdisjoint(arguments)
+        stderr.print(f"interrupted{'; run the same command again to resume' if resumes else ''}", style="yellow")
+    return code
 
 
 if __name__ == "__main__":

@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
+from rich.text import Text
 
-stdout = Console(highlight=False)
-stderr = Console(stderr=True, highlight=False)
+# Paths, prompts and package names such as koala-trt[rtx] are text, never markup.
+stdout = Console(highlight=False, markup=False, emoji=False)
+stderr = Console(stderr=True, highlight=False, markup=False, emoji=False)
+
+_GAP = 3  # between two columns of ``table``
+
+
+def say(line: str) -> None:
+    """Print a line of the result, as long as it is."""
+    stdout.print(line, soft_wrap=True)
+
+
+def note(line: str) -> None:
+    """Print a message beside the result, as long as it is."""
+    stderr.print(line, soft_wrap=True)
+
+
+def say_json(value: Any) -> None:
+    """Print a result as JSON."""
+    stdout.print_json(json.dumps(value))
 
 
 def megabytes(size: int) -> str:
@@ -18,9 +42,31 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
-def plain(text: str) -> str:
-    """Keep rich from reading brackets in a path or value as markup."""
-    return text.replace("[", r"\[")
+def table(*columns: str, figures: bool = False) -> Table:
+    """Return an empty table that is as narrow as its text; ``figures``: all columns but the first are numbers."""
+    empty = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
+    for column in empty.columns:
+        column.overflow = "fold"
+    for column in empty.columns[1:]:
+        column.justify = "right" if figures else "left"
+    return empty
+
+
+def say_figures(figures: Table) -> None:
+    """Print a table of text cells; one that is wider than the screen in parts that repeat the first column."""
+    names, *columns = figures.columns
+    widths = {column.header: max(cell_len(str(cell)) for cell in (column.header, *column.cells)) for column in columns}
+    room = stdout.width - max(cell_len(str(cell)) for cell in (names.header, *names.cells)) - 2
+    parts: list[list[Column]] = [[]]
+    for column in columns:
+        if parts[-1] and sum(_GAP + widths[each.header] for each in (*parts[-1], column)) > room:
+            parts.append([])
+        parts[-1].append(column)
+    for part in parts:
+        shown = table(*(str(column.header) for column in (names, *part)), figures=True)
+        for row in zip(*(column.cells for column in (names, *part)), strict=True):
+            shown.add_row(*row)
+        stdout.print(shown)
 
 
 @contextmanager
@@ -41,13 +87,14 @@ def progress_bar(*, unbounded: bool = False) -> Iterator[Callable[[str, float], 
 
 
 @contextmanager
-def working() -> Iterator[Callable[[str], None]]:
+def reported_lines() -> Iterator[Callable[[str], None]]:
     """A spinner with the line last reported; each line stays on screen with the seconds since the start."""
     started = time.monotonic()
     with progress_bar(unbounded=True) as update:
 
         def report(line: str) -> None:
-            stderr.print(f"[dim]{time.monotonic() - started:7.1f} s[/]  {plain(line)}", soft_wrap=True)
+            seconds = Text(f"{time.monotonic() - started:7.1f} s", "dim")
+            stderr.print(Text.assemble(seconds, "  ", line), soft_wrap=True)
             update(line, 0.0)
 
         yield report

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from koala_bundle.counts import ROOFLINES
 from koala_bundle.manifest import ComponentEntry, Manifest
-from koala_cli.screen import megabytes
+from koala_cli.screen import megabytes, table
 from koala_runtime.budget import Budget
 
 
@@ -38,61 +38,54 @@ def work(manifest: Manifest) -> dict[str, Any]:
 def work_table(manifest: Manifest) -> Table:
     """One row per component, figures of one run, and one row for a whole picture."""
     steps = manifest.sampling.num_inference_steps
-    table = _figures("per run", "runs", "nodes", "GFLOP", "weights", "float16", "attentions", "norms")
+    shown = table("per run", "runs", "nodes", "GFLOP", "weights", "float16", "attentions", "norms", figures=True)
     for entry in manifest.components:
         counts = entry.counts
         sizes = (f"{counts.flops / 1e9:,.1f}", megabytes(counts.weight_bytes), f"{counts.half_share:.0%}")
         figures = (runs(entry, steps), counts.nodes, *sizes, counts.attentions, counts.norms)
-        table.add_row(entry.name, *map(str, figures))
-    table.add_section()
+        shown.add_row(entry.name, *map(str, figures))
+    shown.add_section()
     flops = sum(runs(entry, steps) * entry.counts.flops for entry in manifest.components)
     weights = sum(entry.counts.weight_bytes for entry in manifest.components)
-    table.add_row(f"{steps} steps", "", "", f"{flops / 1e9:,.1f}", megabytes(weights), "", "", "")
-    return table
+    shown.add_row(f"{steps} steps", "", "", f"{flops / 1e9:,.1f}", megabytes(weights), "", "", "")
+    return shown
 
 
 def roofline_table(manifest: Manifest) -> Table:
     """The least time that each component and a picture take on known GPUs, in float16."""
     steps = manifest.sampling.num_inference_steps
-    table = _figures("at least, ms", *(gpu.name for gpu in ROOFLINES))
+    shown = table("at least, ms", *(gpu.name for gpu in ROOFLINES), figures=True)
     totals = [0.0] * len(ROOFLINES)
     for entry in manifest.components:
         least = [1e3 * entry.counts.roofline_seconds(gpu) for gpu in ROOFLINES]
         totals = [total + runs(entry, steps) * ms for total, ms in zip(totals, least, strict=True)]
-        table.add_row(entry.name, *(f"{ms:,.2f}" for ms in least))
-    table.add_section()
-    table.add_row(f"{steps} steps", *(f"{ms:,.2f}" for ms in totals))
-    return table
+        shown.add_row(entry.name, *(f"{ms:,.2f}" for ms in least))
+    shown.add_section()
+    shown.add_row(f"{steps} steps", *(f"{ms:,.2f}" for ms in totals))
+    return shown
 
 
 def memory_table(target: str, needed: Budget) -> Table:
     """Memory of a GPU that a picture takes, by component, and the most at once with and without low_memory."""
-    table = _figures(f"{target}: GPU memory", "weights", "activations")
+    shown = table(f"{target}: GPU memory", "weights", "activations", figures=True)
     for name, weights in needed.weights.items():
         activations = needed.activations[name]
-        table.add_row(name, megabytes(weights), "unknown" if activations is None else megabytes(activations))
-    table.add_section()
-    table.add_row("tensors between components", megabytes(needed.tensors), "")
-    table.add_row("at once: all weights, the largest activations, tensors", megabytes(needed.total()), "")
-    table.add_row("with low_memory: the largest phase", megabytes(needed.total(low_memory=True)), "")
-    return table
+        shown.add_row(name, megabytes(weights), "unknown" if activations is None else megabytes(activations))
+    shown.add_section()
+    shown.add_row("tensors between components", megabytes(needed.tensors), "")
+    shown.add_row("at once: all weights, the largest activations, tensors", megabytes(needed.total()), "")
+    shown.add_row("with low_memory: the largest phase", megabytes(needed.total(low_memory=True)), "")
+    return shown
 
 
 def timings_table(timings: dict[str, list[float]]) -> Table:
     """Time of each part of a picture, by the device's clock."""
-    table = _figures("part", "runs", "ms each, median", "ms in all")
+    shown = table("part", "runs", "ms each, median", "ms in all", figures=True)
     for part, seconds in timings.items():
-        table.add_row(part, str(len(seconds)), f"{1e3 * median(seconds):,.2f}", f"{1e3 * sum(seconds):,.2f}")
-    table.add_section()
-    table.add_row("picture", "", "", f"{1e3 * sum(map(sum, timings.values())):,.2f}")
-    return table
-
-
-def _figures(*columns: str) -> Table:
-    table = Table(*columns)
-    for column in table.columns[1:]:
-        column.justify = "right"
-    return table
+        shown.add_row(part, str(len(seconds)), f"{1e3 * median(seconds):,.2f}", f"{1e3 * sum(seconds):,.2f}")
+    shown.add_section()
+    shown.add_row("picture", "", "", f"{1e3 * sum(map(sum, timings.values())):,.2f}")
+    return shown
 
 
 def hoisted_line(manifest: Manifest) -> str | None:

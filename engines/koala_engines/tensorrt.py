@@ -41,7 +41,7 @@ class TensorRTCompiler(TrtBuilder):
                 f"target {TENSORRT}",
                 expected="the NVIDIA GPU that the plans are for",
                 found=str(driver.problem),
-                fix="build on the machine that will run them, or build `--target rtx`, which needs no GPU",
+                fix="build on the machine that will run them, or build target rtx, which needs no GPU",
             )
         if options.compute_capabilities:
             raise ArgumentError(

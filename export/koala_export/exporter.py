@@ -31,6 +31,7 @@ from koala_bundle.manifest import (
 )
 from koala_bundle.progress import Report, no_report
 from koala_bundle.spec import (
+    PASS_NAMES,
     TIMESTEP_SPACINGS,
     ModelSpec,
     Profile,
@@ -41,13 +42,10 @@ from koala_bundle.spec import (
 from koala_bundle.tensors import Component, components
 from koala_export.checkpoint import Checkpoint
 from koala_export.configs import native_size, read_spec
-from koala_export.module_passes import MODULE_PASSES
-from koala_export.passes import PASSES
 from koala_export.source import open_source
 
 # diffusers' own defaults of StableDiffusionXLPipeline.__call__, for a checkpoint that recommends nothing.
 DIFFUSERS_DEFAULTS = Sampling(num_inference_steps=50, guidance_scale=5.0)
-PASS_NAMES = (*(each.name for each in MODULE_PASSES), *(each.name for each in PASSES))
 """All passes that can be left out, in the order in which they run."""
 _TOOLS = ("koala-trt", "torch", "diffusers", "transformers", "onnx", "onnxscript", "onnx-ir")
 
@@ -138,7 +136,7 @@ def _resolve(checkpoint: Checkpoint, options: ExportOptions) -> tuple[ModelSpec,
             "guidance_scale",
             expected="1 or less where no guidance is compiled in",
             found=f"{guidance:g}",
-            fix="drop one of them",
+            fix="leave the guidance out, or compile guidance in",
         )
     own = native_size(checkpoint.configs, spec)
     given = (options.height, options.width)

@@ -65,7 +65,7 @@ def check_component(
                 f"{component.name}: {tensor.name}",
                 expected=f"PyTorch's values within {largest:g} of their largest and a cosine of {cosine:g}",
                 found=str(agreement),
-                fix="report the checkpoint, or export a dry run with --no-gate",
+                fix="report the checkpoint, or export it without the gate for a dry run",
             )
         agreements[tensor.name] = agreement
     return agreements

@@ -7,19 +7,24 @@ AUTOMATIC1111 web UI, which many viewers and sites read.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from koala_bundle.codec import CodecError, from_json, to_json
 from koala_bundle.errors import ArgumentError
+from koala_bundle.manifest import Manifest
+from koala_runtime.noise import randn
+
+if TYPE_CHECKING:
+    from koala_runtime.output import PipelineOutput
 
 SCHEMA_VERSION = 1
 KEY, A1111_KEY = "koala", "parameters"
-_FIX = "pass a PNG file that `koala run` wrote, unchanged"
+_FIX = "pass a PNG file that koala-trt wrote, unchanged"
 
 
 @dataclass(frozen=True)
@@ -80,23 +85,90 @@ def to_png(image: Image.Image, recipe: Recipe) -> bytes:
 
 def read_recipe(path: Path) -> Recipe:
     """Return the recipe in a PNG file. Raises ArgumentError if there is no such file, or no readable recipe in it."""
-    try:
-        with Image.open(path) as image:
-            image.load()  # the text may come after the pixels
-            text: Any = getattr(image, "text", {}).get(KEY)
-    except FileNotFoundError:
-        raise ArgumentError(str(path), expected="a picture", found="no file", fix=_FIX) from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
-        raise ArgumentError(str(path), expected="a picture", found=f"a file that is none ({error})", fix=_FIX) from None
+    text = _stored_text(path)
     if text is None:
         raise ArgumentError(str(path), expected="a picture with a recipe", found="none in it", fix=_FIX)
     try:
         data = json.loads(text)
         version = data.get("schema_version") if isinstance(data, dict) else None
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise ArgumentError(
+                f"{path}: schema_version",
+                expected=str(SCHEMA_VERSION),
+                found=str(version),
+                fix="upgrade koala-trt, which is older than the picture",
+            )
         if version != SCHEMA_VERSION:
             raise CodecError("schema_version", str(SCHEMA_VERSION), str(version))
-        return from_json(Recipe, data)
+        recipe = from_json(Recipe, data)
+        if not 0 <= recipe.index < recipe.count:
+            raise CodecError("index", f"0 to {recipe.count - 1}", str(recipe.index))
     except (ValueError, RecursionError) as error:
         raise ArgumentError(
             str(path), expected="a recipe that koala-trt reads", found=f"a damaged one ({error})", fix=_FIX
         ) from None
+    return recipe
+
+
+def _stored_text(path: Path) -> str | None:
+    """Return the JSON that a picture carries, None if it carries none."""
+    try:
+        with Image.open(path) as image:
+            image.load()  # the text may come after the pixels
+            text: str | None = getattr(image, "text", {}).get(KEY)
+            return text
+    except FileNotFoundError:
+        found = "no file"
+    except UnidentifiedImageError:
+        found = "a file of another kind"
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
+        found = f"a file that cannot be read ({error})"
+    raise ArgumentError(str(path), expected="a picture", found=found, fix=_FIX)
+
+
+def check_repeatable(recipe: Recipe, digest: str, picture: Path, bundle: Path) -> None:
+    """Raise ArgumentError unless the bundle with this digest can draw the recipe of ``picture`` again."""
+    if recipe.bundle != digest:
+        raise ArgumentError(
+            f"{picture}: bundle",
+            expected=f"{digest[:12]}, the digest of {bundle}",
+            found=f"{recipe.bundle[:12]}",
+            fix="pass the bundle that drew the picture, or export it again from the same checkpoint with the same "
+            "options and versions",
+        )
+    if recipe.seed is None:
+        raise ArgumentError(
+            f"{picture}: seed",
+            expected="a seed",
+            found="none, because the picture was drawn from latents",
+            fix="pass the same latents to the pipeline again, or another seed for a variation",
+        )
+
+
+def repeat_call(recipe: Recipe, manifest: Manifest) -> dict[str, Any]:
+    """Return the arguments of a pipeline call that draws a recipe again, in the row of the batch where it was drawn.
+
+    ``repeated_picture`` takes the picture out of what the call returns. ``recipe.seed`` must not be None.
+    """
+    assert recipe.seed is not None
+    batch = manifest.profile.batch
+    shape = manifest.component("vae_decoder").inputs[0].shape[1:]
+    first = recipe.index - recipe.index % batch
+    latents = randn((recipe.count, *shape), recipe.seed)[first : first + batch]
+    return {
+        "prompt": [recipe.prompt] * len(latents),
+        "negative_prompt": recipe.negative_prompt,
+        "num_inference_steps": recipe.num_inference_steps,
+        "guidance_scale": recipe.guidance_scale,
+        "latents": latents,
+        "original_size": recipe.original_size,
+        "crops_coords_top_left": recipe.crops_coords_top_left,
+        "target_size": recipe.target_size,
+    }
+
+
+def repeated_picture(recipe: Recipe, manifest: Manifest, output: PipelineOutput) -> tuple[Any, Recipe]:
+    """Return the picture that ``repeat_call`` drew, and its recipe with the seed and place of the call repeated."""
+    row = recipe.index % manifest.profile.batch
+    drawn = output.recipes[row]
+    return output.images[row], replace(drawn, seed=recipe.seed, index=recipe.index, count=recipe.count)

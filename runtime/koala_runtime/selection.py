@@ -91,7 +91,7 @@ def _check_machine(path: Path, target: Target, record: EngineRecord) -> None:
             f"target {target}",
             expected="an NVIDIA GPU",
             found=str(driver.problem),
-            fix=f"run on the processor with `koala engines {path} --target {CPU}` and `--target {CPU}`",
+            fix=f"build for the processor with `koala engines {path} --target {CPU}` and run target {CPU}",
         )
     capabilities = key.options.get("compute_capabilities", "all").split(",")
     if key.gpu not in (None, driver.gpu) or not {"all", driver.gpu.compute_capability} & {*capabilities}:

@@ -221,7 +221,7 @@ def test_sweeps_over_batches_and_sizes(paths: tuple[Path, str]) -> None:
 
 
 def test_the_command(paths: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = ["bench", str(paths[0]), paths[1], "--backend", f"{FAKE}Quick", "--backend", "koala:rtx"]
+    command = ["bench", paths[1], str(paths[0]), "--backend", f"{FAKE}Quick", "--backend", "koala:rtx"]
     command += ["--no-reference", "--rounds", "2", "--output", str(tmp_path / "out")]
     assert run_app(command) == 0
     shown = capsys.readouterr().out
@@ -240,14 +240,14 @@ def test_the_command(paths: tuple[Path, str], tmp_path: Path, capsys: pytest.Cap
 
 
 def test_nothing_to_measure_is_an_error(paths: tuple[Path, str]) -> None:
-    with pytest.raises(ArgumentError, match="--backend: expected one of diffusers, diffusers-compile, optimum-onnx"):
+    with pytest.raises(ArgumentError, match="backend: expected one of diffusers, diffusers-compile, optimum-onnx"):
         run(*paths, BenchOptions(names=("difusers",)))
     with pytest.raises(KoalaError, match="the backends: expected one that runs, found koala:tensorrt: no NVIDIA"):
         run(*paths, BenchOptions(names=("koala:tensorrt",), reference=False))
 
 
 def test_random_weights_need_a_preset(paths: tuple[Path, str]) -> None:
-    with pytest.raises(ArgumentError, match="--random-weights: expected a preset"):
+    with pytest.raises(ArgumentError, match="random_weights: expected a preset"):
         run(*paths, fakes("Quick", random_weights=True))
 
 

@@ -114,7 +114,7 @@ def test_graphs_carry_no_notes(twins: tuple[Path, Path]) -> None:
 def test_again_writes_nothing(twins: tuple[Path, Path]) -> None:
     before = times(twins[0])
     said = koala("export", SOURCE, "out/bundle", *OPTIONS, folder=twins[0].parents[1])
-    assert "nothing to do, it was made from the same" in said
+    assert "up to date (same checkpoint, options and versions)" in said
     assert "exporting" not in said
     assert times(twins[0]) == before
 
@@ -171,7 +171,7 @@ def test_cpu_engines_are_built_again_for_a_reason(own: tuple[Path, Path]) -> Non
     assert "there are none yet" in koala(*command)
     engines = engine_folder(bundle, CPU)
     before, first = times(engines), contents(engines)
-    assert "cpu: nothing to do" in koala(*command)
+    assert "cpu: up to date" in koala(*command)
     assert times(engines) == before
 
     version = read_engine_record(bundle, CPU).key.compiler_version
@@ -188,7 +188,7 @@ def test_cpu_engines_are_built_again_for_a_reason(own: tuple[Path, Path]) -> Non
     assert ": plans are missing or cut short\n" in koala(*command)
     plan.unlink()
     assert ": plans are missing or cut short\n" in koala(*command)
-    assert "cpu: nothing to do" in koala(*command)
+    assert "cpu: up to date" in koala(*command)
     assert contents(engines).keys() == first.keys()
     assert plan.read_bytes() == first[plan.name]
 
@@ -199,7 +199,7 @@ def test_rtx_engines_are_built_again_for_another_level(own: tuple[Path, Path]) -
     command = ("engines", str(own[1]), "--target", "rtx")
     assert "there are none yet" in koala(*command)
     assert ": builder_optimization_level 3 -> 2\n" in koala(*command, "--optimization-level", "2")
-    assert "rtx: nothing to do" in koala(*command, "--optimization-level", "2")
+    assert "rtx: up to date" in koala(*command, "--optimization-level", "2")
     assert ": compute_capabilities all -> 8.9\n" in koala(
         *command, "--optimization-level", "2", "--compute-capability", "8.9"
     )

@@ -22,7 +22,7 @@ from PIL import Image
 
 from koala_bundle.errors import KoalaError
 from koala_engines.cpu import prepare
-from koala_runtime import Pipeline
+from koala_runtime import Pipeline, read_recipe
 from koala_runtime.pipeline import _KEPT_RUNS
 from koala_runtime.schedule import make_schedule
 
@@ -72,7 +72,8 @@ assert run_app(["run", sys.argv[1], "a cat", "--seed", "3", "--steps", "2", "--o
     assert embedded(code, bundle(SHAPE), picture) == []
     with Image.open(picture) as image:
         assert image.size == (96, 64)
-        assert (image.info["prompt"], image.info["seed"]) == ("a cat", "3")
+    recipe = read_recipe(picture)
+    assert (recipe.prompt, recipe.seed) == ("a cat", 3)
 
 
 def test_pictures_are_pil_or_numpy(pipeline: Pipeline) -> None:

@@ -15,7 +15,7 @@ from koala_bundle.manifest import read_manifest
 from koala_bundle.targets import CPU, RTX
 from koala_cli.main import run_app
 from koala_engines.build import build_engines
-from koala_runtime import Pipeline, __version__
+from koala_runtime import Pipeline, __version__, read_recipe
 
 SHAPE = "koala-700m-like"
 
@@ -31,8 +31,9 @@ def test_a_picture_says_how_it_was_made(
     assert shown.out.strip() == str(picture)
     assert "cpu: seed 7, 3 steps; loaded in " in shown.err
     with Image.open(picture) as image:
-        assert image.info["prompt"] == prompt
-        assert image.info["seed"] == "7"
+        recipe = read_recipe(picture)
+        assert recipe.prompt == prompt
+        assert recipe.seed == 7
         with Pipeline(bundle(SHAPE)) as pipeline:
             same = pipeline(prompt, "fog", num_inference_steps=3, guidance_scale=4, seed=7).images[0]
         assert image.tobytes() == same.tobytes()

@@ -1,4 +1,4 @@
-"""What goes wrong is told in one sentence: what, expected, found, how to fix it; and nothing is left behind.
+"""What goes wrong is reported in one sentence: what, expected, found, how to fix it; and nothing is left behind.
 
 Every case runs the command line and compares the exact text with its line in ``errors.txt``; there ``{tmp}`` stands
 for the case's folder, ``{digest}`` for a digest and ``{n}`` for a size in bytes.

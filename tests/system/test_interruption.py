@@ -32,9 +32,10 @@ OPTIONS = ("--height", "64", "--width", "64", "--precision", "fp32")
 # not do where a shell started the tests in the background.
 WATCHED = """
 import contextlib, signal, sys
-from koala_cli import build_commands, main
+from koala_cli import main
+from koala_cli.commands import engines
 signal.signal(signal.SIGINT, signal.default_int_handler)
-build_commands.progress_bar = lambda: contextlib.nullcontext(lambda what, _: print("at work on", what, file=sys.stderr))
+engines.progress_bar = lambda: contextlib.nullcontext(lambda what, _: print("at work on", what, file=sys.stderr))
 main.main()
 """
 DIES_AFTER_RENAMING = """
@@ -218,7 +219,7 @@ def test_killed_after_the_swap(works: Callable[[str, str], Work]) -> None:
     """The new engines are in place, the old ones still beside them: the next run has only those to remove."""
     work = works("cpu", "old")
     finish(start(*work.arguments, program=DIES_AFTER_RENAMING.format(name=".cpu.partial")), code=9)
-    assert "nothing to do" in work.finish()
+    assert "up to date" in work.finish()
 
 
 @pytest.mark.full
@@ -242,7 +243,10 @@ def test_goes_on_after_the_last_finished_component(works: Callable[[str, str], W
 def test_two_exports_at_once_share_the_work(works: Callable[[str, str], Work]) -> None:
     work = works("export", "absent")
     said = [finish(process) for process in (start(*work.arguments), start(*work.arguments))]
-    assert sorted(text.split(": ")[-1] for text in said) == ["nothing to do, it was made from the same\n", "written\n"]
+    assert sorted(text.split(": ")[-1] for text in said) == [
+        "exported\n",
+        "up to date (same checkpoint, options and versions)\n",
+    ]
     work.check()
 
 
@@ -254,6 +258,6 @@ def test_ctrl_c(works: Callable[[str, str], Work], name: str) -> None:
     for line in CTRL_C_AT[name]:
         code, said = stop_at(line, signal.SIGINT, *work.arguments)
         assert (code, found(work.folder)) == (130, old), said
-        assert "interrupted; the same command goes on from here" in said
+        assert "interrupted; run the same command again to resume" in said
         assert not any(word in said for word in ("Traceback", "KeyboardInterrupt"))
     work.finish()

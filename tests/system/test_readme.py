@@ -112,7 +112,7 @@ def test_every_preset_and_subcommand_is_named(capsys: pytest.CaptureFixture[str]
         assert f"`{name}`" in README
     assert run_app(["--help"]) == 0
     shown = capsys.readouterr().out
-    for command in ("export", "engines", "run", "verify", "bench", "compare", "inspect", "doctor"):
+    for command in ("build", "export", "engines", "run", "verify", "bench", "compare", "inspect", "doctor"):
         assert f"koala {command}" in README
         assert command in shown
 

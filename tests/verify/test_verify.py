@@ -82,7 +82,7 @@ def test_a_wrong_weight_is_named(
 ) -> None:
     copy = change_weights(shutil.copytree(bundle(SHAPE), tmp_path / "bundle"), component, change)
     html = tmp_path / "page.html"
-    assert run_app(["verify", str(copy), str(checkpoint(SHAPE)), "--json", "--html", str(html)]) == 1
+    assert run_app(["verify", str(checkpoint(SHAPE)), str(copy), "--json", "--html", str(html)]) == 1
     shown = capsys.readouterr()
     told = json.loads(shown.out)
     assert told["passed"] is False
@@ -132,13 +132,13 @@ def test_swapped_guidance_is_seen(
 def test_the_command(
     bundle: Callable[..., Path], checkpoint: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_app(["verify", str(bundle(SHAPE)), str(checkpoint(SHAPE))]) == 0
+    assert run_app(["verify", str(checkpoint(SHAPE)), str(bundle(SHAPE))]) == 0
     shown = capsys.readouterr().out
     assert "denoiser" in shown
     assert "failed" not in shown
-    assert run_app(["verify", str(bundle(SHAPE)), str(checkpoint("koala-1b-like"))]) == 2
+    assert run_app(["verify", str(checkpoint("koala-1b-like")), str(bundle(SHAPE))]) == 2
     assert "SOURCE: expected the checkpoint that the bundle was made from" in capsys.readouterr().err
-    assert run_app(["verify", str(bundle(SHAPE)), str(checkpoint(SHAPE)), "--seeds", "0"]) == 2
+    assert run_app(["verify", str(checkpoint(SHAPE)), str(bundle(SHAPE)), "--seeds", "0"]) == 2
 
 
 def test_psnr_and_difference_maps() -> None:

@@ -39,7 +39,7 @@ def cuda_runtime() -> Any:
             "the NVIDIA driver",
             expected=f"one for CUDA {wanted // 1000}",
             found=f"{version} ({_reason(runtime, status)})",
-            fix="update the driver, or run on the processor with `--target cpu`",
+            fix="update the driver, or run on the processor (target cpu)",
         )
     return runtime
 

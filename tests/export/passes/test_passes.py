@@ -21,12 +21,14 @@ from numpy.typing import NDArray
 from koala_bundle.codec import to_json
 from koala_bundle.files import file_entry
 from koala_bundle.manifest import ComponentEntry, read_manifest
+from koala_bundle.spec import PASS_NAMES
 from koala_bundle.targets import CPU
 from koala_bundle.tensors import components
 from koala_cli.work import hoisted_line
 from koala_engines.build import build_engines
-from koala_export.exporter import PASS_NAMES, ExportOptions, export_bundle
+from koala_export.exporter import ExportOptions, export_bundle
 from koala_export.gate import check_component
+from koala_export.module_passes import MODULE_PASSES
 from koala_export.modules import build_module
 from koala_export.passes import PASSES, run_passes
 from koala_export.passes.base import Part, Pass, Result, same_interface, static_shapes
@@ -164,3 +166,8 @@ def test_half_precision_stays_within_its_rounding(source: Path, tmp_path: Path) 
         module = build_module("denoiser", checkpoint, manifest.spec, manifest.profile)
         errors.append(check_component(module, table["denoiser"], some, "fp16")["next_latents"].error)
     assert 0 < errors[1] <= 1.5 * errors[0], errors
+
+
+def test_the_command_offers_every_pass() -> None:
+    """Its names are said apart, so that ``koala --help`` need not load the passes."""
+    assert (*(each.name for each in MODULE_PASSES), *GRAPH_PASSES) == PASS_NAMES

@@ -1,0 +1,1 @@
+"""The subcommands of ``koala``, one file each."""

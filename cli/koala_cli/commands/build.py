@@ -1,0 +1,67 @@
+"""``koala build``: export and engines in one go."""
+
+from __future__ import annotations
+
+from koala_cli.commands.engines import build_for_targets
+from koala_cli.commands.export import write_components
+from koala_cli.options import (
+    Batch,
+    BuildTargets,
+    Bundle,
+    Cfg,
+    ComputeCapabilities,
+    DefaultGuidance,
+    DefaultSteps,
+    Gate,
+    Height,
+    OptimizationLevel,
+    Precision,
+    RandomWeights,
+    Source,
+    Strict,
+    TimestepSpacing,
+    Width,
+    Without,
+)
+
+
+def build(
+    source: Source,
+    bundle: Bundle,
+    height: Height = None,
+    width: Width = None,
+    batch: Batch = 1,
+    precision: Precision = "fp16",
+    cfg: Cfg = None,
+    steps: DefaultSteps = None,
+    guidance_scale: DefaultGuidance = None,
+    timestep_spacing: TimestepSpacing = None,
+    random_weights: RandomWeights = False,
+    gate: Gate = True,
+    without: Without = None,
+    target: BuildTargets = None,
+    compute_capability: ComputeCapabilities = None,
+    optimization_level: OptimizationLevel = None,
+    strict: Strict = False,
+) -> None:
+    """Export a checkpoint and build its engines.
+
+    The same as koala export, then koala engines. Each part is skipped if it is up to date, and resumes if it was
+    interrupted.
+    """
+    write_components(
+        source,
+        bundle,
+        height=height,
+        width=width,
+        batch=batch,
+        precision=precision,
+        cfg=cfg,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        timestep_spacing=timestep_spacing,
+        random_weights=random_weights,
+        gate=gate,
+        without=tuple(without or ()),
+    )
+    build_for_targets(bundle, target, compute_capability, optimization_level, strict)

@@ -1,0 +1,205 @@
+"""``koala run``: a prompt, or the recipe in a picture, to a picture."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from koala_bundle.errors import ArgumentError
+from koala_bundle.files import file_entry, write_atomic
+from koala_bundle.manifest import MANIFEST, read_manifest
+from koala_cli.options import Bundle, RunTarget, argument, option
+from koala_cli.screen import note, progress_bar, say, stderr
+
+if TYPE_CHECKING:
+    from koala_runtime import Pipeline, PipelineOutput, Recipe
+
+
+def run(
+    bundle: Bundle,
+    prompt: Annotated[str | None, argument("PROMPT", "What to draw.")] = None,
+    negative_prompt: Annotated[str | None, option("What to avoid; needs guidance above 1.")] = None,
+    steps: Annotated[int | None, option("Denoising steps. Default: the bundle's own.")] = None,
+    guidance_scale: Annotated[float | None, option("1 or less: none. Default: the bundle's own.")] = None,
+    seed: Annotated[int | None, option("Equal seeds, equal pictures. Default: random.")] = None,
+    like: Annotated[
+        Path | None,
+        option("Draw this PNG picture of koala run again; options given beside it make a variation.", metavar="<png>"),
+    ] = None,
+    output: Annotated[Path, option("The picture file; its ending chooses the format. Default: koala.png.")] = Path(
+        "koala.png"
+    ),
+    target: RunTarget = None,
+    low_memory: Annotated[
+        bool, option("Keep on the GPU only what a phase needs; this is slower.", "--low-memory")
+    ] = False,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", help="Show memory and the time of each part.", show_default=False)
+    ] = False,
+) -> None:
+    """Draw a picture.
+
+    From PROMPT, or with --like from the recipe that every PNG picture of koala run carries. Needs a bundle with
+    engines (koala build).
+    """
+    _check_output(output)
+    arguments = {
+        "negative_prompt": negative_prompt,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "seed": seed,
+    }
+    changes = {name: value for name, value in arguments.items() if value is not None}
+    _check_prompt(prompt, like)
+    recipe = None if like is None else _read_repeatable(like, bundle, changes, output)
+    from koala_runtime import Pipeline
+    from koala_runtime.recipe import repeat_call, repeated_picture
+
+    started = time.monotonic()
+    with progress_bar() as update, _messages_to(update), Pipeline(bundle, target, low_memory=low_memory) as pipeline:
+        loaded = time.monotonic()
+        call = {"prompt": prompt, **arguments} if recipe is None else repeat_call(recipe, pipeline.manifest)
+        if stderr.is_terminal and not verbose:
+            result = _draw_stepwise(pipeline, call, update)
+        else:
+            result = pipeline(**call, timings=verbose)
+        drawn = time.monotonic()
+    if recipe is None:
+        image, made = result.images[0], result.recipes[0]
+    else:
+        image, made = repeated_picture(recipe, pipeline.manifest, result)
+    write_atomic(output, _encoded(image, output, made))
+    if verbose:
+        _print_costs(pipeline, result)
+    note(
+        f"{pipeline.target}: seed {made.seed}, {made.num_inference_steps} steps; loaded in {loaded - started:.2f} s, "
+        f"drawn in {drawn - loaded:.2f} s"
+    )
+    if recipe is not None:
+        _note_differences(recipe, made)
+    say(str(output))
+
+
+def _check_prompt(prompt: str | None, like: Path | None) -> None:
+    if prompt is None and like is None:
+        raise ArgumentError("prompt", expected="what to draw", found="none", fix="pass a prompt, or --like PICTURE")
+    if prompt is not None and like is not None:
+        raise ArgumentError(
+            "prompt",
+            expected="none beside --like, whose picture has its own",
+            found=repr(prompt),
+            fix="leave one of them out",
+        )
+
+
+def _read_repeatable(like: Path, bundle: Path, changes: dict[str, Any], output: Path) -> Recipe:
+    """Return the recipe in a picture with what is to be changed; refuses what cannot be drawn before engines load."""
+    from koala_runtime.recipe import check_repeatable, read_recipe
+
+    recipe = replace(read_recipe(like), **changes)
+    if "seed" in changes:  # a picture of its own
+        recipe = replace(recipe, index=0, count=1)
+    read_manifest(bundle)  # refuses what is no bundle
+    check_repeatable(recipe, file_entry(bundle / MANIFEST).sha256, like, bundle)
+    if changes and output.exists() and output.samefile(like):
+        raise ArgumentError(
+            "output",
+            expected="another file than the picture of --like",
+            found=str(output),
+            fix="name a new file for the variation",
+        )
+    return recipe
+
+
+def _draw_stepwise(pipeline: Pipeline, call: dict[str, Any], update: Callable[[str, float], None]) -> PipelineOutput:
+    """Draw with a progress bar that follows the steps."""
+    with pipeline.steps(**call) as steps:
+        for step in steps:
+            update(f"step {step.index + 1} of {step.count}", (step.index + 1) / step.count)
+        return steps.output
+
+
+@contextmanager
+def _messages_to(update: Callable[[str, float], None]) -> Iterator[None]:
+    """Show what the runtime reports of long work (compiling kernels) in the progress line."""
+
+    class Line(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if record.levelno == logging.INFO:
+                update(record.getMessage(), 0.0)
+
+    logger, line = logging.getLogger("koala_runtime"), Line()
+    before = logger.level
+    logger.addHandler(line)
+    logger.setLevel(min(logging.INFO, logger.getEffectiveLevel()))
+    update("loading", 0.0)
+    try:
+        yield
+    finally:
+        logger.removeHandler(line)
+        logger.setLevel(before)
+
+
+def _print_costs(pipeline: Pipeline, result: PipelineOutput) -> None:
+    from koala_cli.work import memory_table, timings_table
+
+    if pipeline.target.has_device:
+        stderr.print(memory_table(pipeline.target.name, pipeline.budget))
+    stderr.print(timings_table(result.timings or {}))
+
+
+def _note_differences(recipe: Recipe, made: Recipe) -> None:
+    """Say why a picture drawn again may not be the same to the last byte."""
+    if made.target != recipe.target:
+        note(
+            f"the picture was drawn on target {recipe.target} and now on {made.target}: pixels may differ slightly; "
+            f"--target {recipe.target} repeats it exactly"
+        )
+    if made.version != recipe.version:
+        note(
+            f"the picture was drawn by koala-trt {recipe.version} and now by {made.version}: "
+            "its recipe says so, and pixels may differ slightly"
+        )
+
+
+def _check_output(output: Path) -> None:
+    """Refuse before the work what could not be written after it."""
+    from PIL import Image
+
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.SAVE}
+    if output.suffix.lower() not in endings:
+        raise ArgumentError(
+            "output",
+            expected="a picture file such as koala.png",
+            found=str(output),
+            fix="end the name in .png, .jpg or .webp",
+        )
+    if not output.parent.is_dir():
+        raise ArgumentError(
+            "output",
+            expected="a file in a folder that exists",
+            found=str(output),
+            fix=f"make the folder {output.parent} first",
+        )
+
+
+def _encoded(image: Any, output: Path, recipe: Recipe) -> bytes:
+    """Return the picture file's bytes; a PNG carries its recipe."""
+    from PIL import Image
+
+    from koala_runtime import to_png
+
+    kind = Image.registered_extensions()[output.suffix.lower()]
+    if kind == "PNG":
+        return to_png(image, recipe)
+    stream = BytesIO()
+    image.save(stream, kind)
+    return stream.getvalue()

@@ -1,0 +1,92 @@
+"""``koala verify``: a bundle compared with its checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from rich.text import Text
+
+from koala_bundle.codec import to_json
+from koala_bundle.errors import KoalaError
+from koala_cli.extras import quiet_libraries, require_packages
+from koala_cli.options import AsJson, Bundle, OriginalSource, RunTarget, option
+from koala_cli.screen import reported_lines, say, say_json, stdout, table
+
+if TYPE_CHECKING:
+    from koala_verify.verify import Findings
+
+
+def verify(
+    source: OriginalSource,
+    bundle: Bundle,
+    target: RunTarget = None,
+    seeds: Annotated[int, option("Pictures per prompt. Default: 1.")] = 1,
+    html: Annotated[Path | None, option("Write a page with the pictures side by side to this file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a bundle with its checkpoint.
+
+    Every component and whole pictures are compared with PyTorch in float32. Exit code 1 if anything is outside its
+    bounds.
+    """
+    require_packages(("torch", "diffusers", "transformers", "onnx", "skimage", "jinja2"), "bench")
+    from koala_verify.verify import verify as compare_with_checkpoint
+
+    quiet_libraries()
+    with reported_lines() as report:
+        findings = compare_with_checkpoint(bundle, source, target, seeds, report)
+    if html is not None:
+        from koala_bundle.files import write_atomic
+        from koala_verify.page import page
+
+        write_atomic(html, page(findings).encode())
+    if as_json:
+        shown = {field.name: getattr(findings, field.name) for field in dataclasses.fields(findings)}
+        del shown["pairs"]
+        say_json({**to_json(shown), "passed": findings.passed})
+    else:
+        _print(findings)
+    if not findings.passed:
+        raise KoalaError(
+            str(bundle),
+            expected="what its checkpoint computes",
+            found=f"differences in {findings.failures[0]}",
+            fix="export it and build its engines again; the tables say how far off each part is",
+        )
+
+
+def _print(findings: Findings) -> None:
+    outputs = table("component", "output", "by", "error", "cosine", "dB", "")
+    for each in findings.outputs:
+        verdict = _verdict(each.passed)
+        if each.not_finite:
+            verdict.append(f", {each.not_finite} not finite")
+        outputs.add_row(
+            each.component,
+            each.tensor,
+            each.runner,
+            f"{each.error:.1e}",
+            f"{each.cosine:.6f}",
+            f"{each.psnr:.1f}",
+            verdict,
+        )
+    stdout.print(outputs)
+    pictures = table("picture", "seed", "of 255", "dB", "SSIM", "LPIPS", "CLIP", "")
+    for picture in findings.pictures:
+        figures = (
+            f"{picture.largest * 255:.0f}",
+            f"{picture.psnr:.1f}",
+            f"{picture.ssim:.4f}",
+            "-" if picture.lpips is None else f"{picture.lpips:.4f}",
+            "-" if picture.clip_scores is None else "{:.2f}, {:.2f}".format(*picture.clip_scores),
+        )
+        pictures.add_row(picture.prompt, str(picture.seed), *figures, _verdict(picture.passed))
+    stdout.print(pictures)
+    for name, why in findings.left_out.items():
+        say(f"without {name}: {why}")
+
+
+def _verdict(passed: bool) -> Text:
+    return Text("passed", "green") if passed else Text("failed", "red")

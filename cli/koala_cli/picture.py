@@ -1,0 +1,27 @@
+"""A picture's recipe as rows of a table."""
+
+from __future__ import annotations
+
+from koala_runtime.recipe import Recipe
+
+
+def recipe_rows(recipe: Recipe) -> dict[str, str]:
+    """Return what a recipe says, by name, in the order in which it is shown."""
+    return {
+        "prompt": recipe.prompt,
+        "negative prompt": "-" if recipe.negative_prompt is None else recipe.negative_prompt,
+        "seed": "none: drawn from latents" if recipe.seed is None else str(recipe.seed),
+        "picture": f"{recipe.index + 1} of {recipe.count}",
+        "sampling": f"{recipe.num_inference_steps} steps, guidance {recipe.guidance_scale:g}, {recipe.sampler}",
+        "size": f"{recipe.width} x {recipe.height} px",
+        "original size": _size(recipe.original_size),
+        "crop corner": _size(recipe.crops_coords_top_left),
+        "target size": _size(recipe.target_size),
+        "bundle": recipe.bundle,
+        "drawn on": f"{recipe.target}, koala-trt {recipe.version}",
+    }
+
+
+def _size(size: tuple[float, ...]) -> str:
+    """Return (height, width) as width x height, as sizes are shown everywhere else."""
+    return " x ".join(f"{side:g}" for side in reversed(size))
