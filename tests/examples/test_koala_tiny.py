@@ -19,9 +19,8 @@ import torch
 
 import koala_runtime.request
 from koala_bundle.manifest import read_manifest
-from koala_bundle.targets import CPU, RTX
+from koala_bundle.targets import RTX
 from koala_engines.build import build_engines
-from koala_export.bundle import ExportOptions, export_bundle
 from koala_runtime import Pipeline
 from koala_runtime.executor import Run
 from koala_runtime.prompts import PromptEncoder
@@ -34,16 +33,13 @@ SINGLES, PAIRS = requests(1, 20), requests(2, 20)
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("koala-tiny") / "bundle"
-    export_bundle(str(CHECKPOINT), folder, ExportOptions(num_inference_steps=10, guidance_scale=2.0))
-    build_engines(folder, CPU)
-    return folder
+def tiny(bundle: Callable[..., Path]) -> Path:
+    return bundle("koala-tiny")
 
 
 @pytest.fixture
-def pipe(bundle: Path) -> Iterator[Pipeline]:
-    with Pipeline(bundle) as pipe:
+def pipe(tiny: Path) -> Iterator[Pipeline]:
+    with Pipeline(tiny, "cpu") as pipe:
         yield pipe
 
 
@@ -122,11 +118,11 @@ def test_a_dropped_micro_conditioning_is_seen(pipe: Pipeline, monkeypatch: pytes
         assert_it_obeys_micro_conditioning(pipe)
 
 
-def test_exchanged_tokenizer_pads_are_seen(bundle: Path, pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exchanged_tokenizer_pads_are_seen(tiny: Path, pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not by the judge, since the network reads prompts behind either pad; but it is not the picture of diffusers."""
     prompt = words(PAIRS[0])
     wanted = picture(pipe, prompt, 0).astype(int)
-    swapped = PromptEncoder((bundle / "tokenizer_2", bundle / "tokenizer"))
+    swapped = PromptEncoder((tiny / "tokenizer_2", tiny / "tokenizer"))
     monkeypatch.setattr(pipe, "_encoder", swapped)
     assert np.abs(picture(pipe, prompt, 0) - wanted).max() > 2  # the bound of test_diffusers_draws_the_same
 
@@ -169,14 +165,13 @@ def test_it_is_laid_out_like_the_real_ones() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_diffusers_draws_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp16", pytest.param("fp32", marks=pytest.mark.full)])
+def test_diffusers_draws_the_same(bundle: Callable[..., Path], precision: str) -> None:
     from diffusers import StableDiffusionXLPipeline
 
-    export_bundle(str(CHECKPOINT), tmp_path / "bundle", ExportOptions(precision="fp32", guidance_scale=2.0))
-    build_engines(tmp_path / "bundle", CPU)
     reference: Any = StableDiffusionXLPipeline.from_pretrained(CHECKPOINT, variant="fp16", dtype=torch.float32)
     reference.set_progress_bar_config(disable=True)
-    with Pipeline(tmp_path / "bundle") as pipe:
+    with Pipeline(bundle("koala-tiny", precision=precision), "cpu") as pipe:
         for seed, request in enumerate([*SINGLES[:2], *PAIRS[:2]]):
             settings = {"num_inference_steps": 10, "guidance_scale": 2.0}
             generator = torch.Generator().manual_seed(seed)
@@ -185,8 +180,8 @@ def test_diffusers_draws_the_same(tmp_path: Path) -> None:
             assert np.abs(ours.astype(int) - np.asarray(theirs).astype(int)).max() <= 2
 
 
-def test_rtx_plans_build(bundle: Path) -> None:
-    build_engines(bundle, RTX)
-    assert read_manifest(bundle).profile.height == 128  # its own size, from sample_size
-    plans = {path.stem for path in (bundle / "engines" / "rtx").glob("*.plan")}
-    assert plans == {entry.name for entry in read_manifest(bundle).components}
+def test_rtx_plans_build(tiny: Path) -> None:
+    build_engines(tiny, RTX)
+    assert read_manifest(tiny).profile.height == 128  # its own size, from sample_size
+    plans = {path.stem for path in (tiny / "engines" / "rtx").glob("*.plan")}
+    assert plans == {entry.name for entry in read_manifest(tiny).components}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import koala_runtime.selection
-from koala_bundle.errors import BundleError, DeviceError, TargetError
+from koala_bundle.errors import BundleError, DeviceError
 from koala_runtime import Pipeline
 from koala_runtime.devices.simulated import SimulatedDevice
 from tests.support.simulated import device, draw, simulated
@@ -91,9 +91,3 @@ def test_a_damaged_plan_is_refused(tiny: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(koala_runtime.selection, "check_files", lambda *_: None)
     with pytest.raises(BundleError, match="expected a plan that ONNX Runtime"):
         simulated(copy)
-
-
-def test_plans_of_another_version_are_refused(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("koala_runtime.devices.cpu.VERSION", "0.1")
-    with pytest.raises(TargetError, match=r"expected plans of onnxruntime 0\.1, which is installed, found plans of"):
-        simulated(tiny)

@@ -23,7 +23,6 @@ from koala_bundle.manifest import ComponentEntry, read_manifest
 from koala_bundle.targets import CPU
 from koala_bundle.tensors import components
 from koala_engines.build import build_engines
-from koala_export.bundle import ExportOptions, export_bundle
 from koala_export.counts import count
 from koala_export.gate import check_component
 from koala_export.modules import build_module
@@ -33,26 +32,22 @@ from koala_export.source import open_source
 from koala_export.trace import save
 from koala_runtime import Pipeline
 from tests.support.checkpoints import SHAPES
-from tests.support.koala_tiny import CHECKPOINT
 
 QUICK = "koala-700m-like"
 NAMES = [n if n == QUICK else pytest.param(n, marks=pytest.mark.full) for n in (*SHAPES, "koala-tiny")]
-OPTIONS = ExportOptions(height=64, width=96, cfg=True, num_inference_steps=4, guidance_scale=2.0, gate=False)
+SIZE = {"height": 64, "width": 96, "num_inference_steps": 4, "guidance_scale": 2.0}
 EACH = [*((name,) for name in PASSES if name != "rescale"), PASSES]
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def source(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> Path:
-    return CHECKPOINT if request.param == "koala-tiny" else checkpoint(request.param)
+def shape(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def plain(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plain(shape: str, bundle: Callable[..., Path]) -> Path:
     """A float32 bundle without any pass, and its cpu engines."""
-    folder = tmp_path_factory.mktemp("plain") / "bundle"
-    export_bundle(str(source), folder, replace(OPTIONS, precision="fp32", without=PASSES))
-    build_engines(folder, CPU)
-    return folder
+    return bundle(shape, **SIZE, precision="fp32", without=PASSES)
 
 
 def compiled(plain: Path, passes: tuple[str, ...], folder: Path) -> Path:
@@ -103,11 +98,12 @@ def test_pictures_stay_the_same(plain: Path, passes: tuple[str, ...], tmp_path: 
         assert np.abs(got - wanted).max() <= 1.01 / 255  # uint8, rounded the other way
 
 
-def test_half_precision_stays_within_its_rounding(source: Path, tmp_path: Path) -> None:
+def test_half_precision_stays_within_its_rounding(
+    shape: str, checkpoint: Callable[[str], Path], bundle: Callable[..., Path], tmp_path: Path
+) -> None:
     """Both orders are float16 roundings of one float32 value, so each is off by what float16 costs, and they differ
     by no more than the sum of both errors. What the passes may not do is cost more: half as much again at most."""
-    plain = tmp_path / "plain"
-    export_bundle(str(source), plain, replace(OPTIONS, without=PASSES))
+    plain = bundle(shape, **SIZE, precision="fp16", without=PASSES)
     manifest = read_manifest(plain)
     table = {component.name: component for component in components(manifest.spec, manifest.profile)}
     model = ir.load(plain / "onnx" / "denoiser.onnx")
@@ -116,7 +112,7 @@ def test_half_precision_stays_within_its_rounding(source: Path, tmp_path: Path) 
         parts.append((part, save(graph, part, tmp_path)[0]))
     errors = []
     for some in ([(table["denoiser"], plain / "onnx" / "denoiser.onnx")], parts):
-        checkpoint = open_source(str(source), random_weights=False, precision="fp16")
-        module = build_module("denoiser", checkpoint, manifest.spec, manifest.profile)
+        source = open_source(str(checkpoint(shape)), random_weights=False, precision="fp16")
+        module = build_module("denoiser", source, manifest.spec, manifest.profile)
         errors.append(check_component(module, table["denoiser"], some, "fp16")["next_latents"].error)
     assert 0 < errors[1] <= 1.5 * errors[0], errors
