@@ -12,6 +12,9 @@ BENCH   ?=
 # TensorRT is installed where there is an NVIDIA driver to build with.
 EXTRAS ?= export,rtx,bench,dev$(if $(shell command -v nvidia-smi 2>/dev/null),$(comma)tensorrt)
 
+# Two workers, each a whole file at a time, in the order that tests/conftest.py gives them.
+WORKERS := -n 2 --dist loadfile --no-loadscope-reorder
+
 comma := ,
 BIN   := .venv/bin
 READY := .venv/ready
@@ -39,11 +42,10 @@ engines: $(READY) ## Build for this machine: make engines MODEL=... OUT=... [ARG
 	$(BIN)/koala engines $(OUT)
 
 test: $(READY) ## Run the tests (minutes, no GPU needed)
-	$(BIN)/python -m pytest -m "not full and not gpu" -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -m "not full and not gpu" $(WORKERS)
 
 test-full: $(READY) ## Run the slow tests too: full-size checkpoints, many kills (needs 24 GB of memory, 40 GB of disk)
-	$(BIN)/python -m pytest -m full tests/test_full_size.py --durations=10
-	$(BIN)/python -m pytest -m full --ignore tests/test_full_size.py -n 2 --dist loadfile --no-loadscope-reorder --durations=25
+	$(BIN)/python -m pytest -m full $(WORKERS) --durations=25
 
 test-gpu: $(READY) ## Run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu

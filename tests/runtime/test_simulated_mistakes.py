@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import koala_runtime.pipeline
 from koala_bundle.errors import DeviceError
@@ -88,11 +89,18 @@ def small_arena(monkeypatch: pytest.MonkeyPatch) -> None:
 MISTAKES = [overlapping, swapped_steps, late_text_encoder, stale_table, latents_in_place, no_warm_up, small_arena]
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_shows(tiny: Path, mistake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def wanted(tiny: Path) -> NDArray[np.float32]:
+    """The picture; without a mistake the simulated GPU draws what the processor draws."""
     assert_equal_to_cpu(tiny)
     with Pipeline(tiny, "cpu") as cpu:
-        wanted = draw(cpu)
+        return draw(cpu)
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_shows(
+    tiny: Path, wanted: NDArray[np.float32], mistake: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     mistake(monkeypatch)
     with pytest.raises((AssertionError, DeviceError)), simulated(tiny) as gpu:
         draw(gpu, OTHER)
