@@ -118,7 +118,7 @@ def fill(run: Run, seed: int) -> None:
     for name, place in run.program.inputs.items():
         whole = place.dtype == "int32"
         values = rng.integers(0, 600, place.shape) if whole else rng.standard_normal(place.shape)
-        run.fill(name, values.astype(place.dtype))
+        run.fill({name: values.astype(place.dtype)})
 
 
 needs_torch = pytest.mark.skipif(not torch.cuda.is_available(), reason="this torch has no CUDA")
