@@ -26,7 +26,7 @@ from koala_runtime.executor import Run
 from koala_runtime.prompts import PromptEncoder
 from koala_runtime.schedule import make_schedule
 from koala_tiny.scenes import words
-from tests.support.judge import look
+from tests.support.judge import judge, look
 from tests.support.koala_tiny import CHECKPOINT, picture, requests, score
 
 SINGLES, PAIRS = requests(1, 20), requests(2, 20)
@@ -44,9 +44,15 @@ def pipe(tiny: Path) -> Iterator[Pipeline]:
 
 
 def assert_it_draws_what_it_is_told(pipe: Pipeline) -> None:
-    """Of 20 each, with room for another platform's rounding to cost a picture or two."""
-    assert score(pipe, SINGLES).share() >= 0.8
-    assert score(pipe, PAIRS).share() >= 0.8
+    """At least 16 of 20 each, with room for another platform's rounding to cost a picture or two.
+
+    Ends with the fifth that is wrong: the others cannot change the verdict.
+    """
+    for wanted in (SINGLES, PAIRS):
+        wrong = 0
+        for seed, request in enumerate(wanted):
+            wrong += not all(judge(picture(pipe, words(request), seed), request).values())
+            assert wrong <= 4
 
 
 def test_it_draws_what_it_is_told(pipe: Pipeline) -> None:
