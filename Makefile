@@ -16,6 +16,9 @@ comma := ,
 BIN   := .venv/bin
 READY := .venv/ready
 OPTIMUM := build/optimum/ready
+# Two workers, each a whole file at a time, in the order that tests/conftest.py gives them. Each computes with one
+# thread: OpenMP's threads spin while they wait, which would take the core of the other worker.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: help image engines test test-full test-gpu bench bench-gpu check clean
 .DEFAULT_GOAL := help
@@ -37,11 +40,10 @@ engines: $(READY) ## Build for this machine: make engines MODEL=... OUT=... [ARG
 	$(BIN)/koala build $(MODEL) $(OUT) $(ARGS)
 
 test: $(READY) ## Run the tests (minutes, no GPU needed)
-	$(BIN)/python -m pytest -m "not full and not gpu" -n 2 --dist loadfile --no-loadscope-reorder
+	$(PYTEST) -m "not full and not gpu"
 
 test-full: $(READY) ## Run the slow tests too: full-size checkpoints, many kills (needs 24 GB of memory, 40 GB of disk)
-	$(BIN)/python -m pytest -m full tests/test_full_size.py --durations=10
-	$(BIN)/python -m pytest -m full --ignore tests/test_full_size.py -n 2 --dist loadfile --no-loadscope-reorder --durations=25
+	$(PYTEST) -m full --durations=25
 
 test-gpu: $(READY) ## Run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu

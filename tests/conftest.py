@@ -1,52 +1,48 @@
-"""Shared fixtures: small checkpoints, and bundles exported from them once per test run, for all of its workers."""
+"""Shared fixtures: small checkpoints, and bundles exported from them (``tests.support.bundles``)."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 
-from koala_bundle.targets import CPU
-from koala_engines.build import build_engines
-from koala_export.exporter import ExportOptions, export_bundle
-from tests.support.checkpoints import SHAPES, save_checkpoint
+from tests.support import bundles
+
+# Files that take longest, longest first. Workers take whole files in turn, so that what comes last should be short.
+# The first two ask for different bundles: otherwise one worker would wait for what the other makes.
+LONGEST = (
+    "system/test_full_size.py",
+    "system/test_readme.py",
+    "system/test_interruption.py",
+    "examples/test_koala_tiny.py",
+    "export/test_reproducible.py",
+    "bench/test_bench.py",
+    "export/passes/test_passes.py",
+    "verify/test_verify.py",
+    "system/test_parity.py",
+    "runtime/test_executor.py",
+    "export/test_gate.py",
+    "system/test_errors.py",
+    "engines/test_kernels.py",
+    "runtime/test_simulated_mistakes.py",
+    "runtime/test_steps.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {name: place for place, name in enumerate(LONGEST)}
+    root = Path(__file__).parent
+    items.sort(key=lambda item: order.get(item.path.relative_to(root).as_posix(), len(order)))
 
 
 @pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all workers of this run see."""
-    own = tmp_path_factory.getbasetemp()
-    path = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "shared"
-    path.mkdir(exist_ok=True)
-    return path
-
-
-@pytest.fixture(scope="session")
-def checkpoint(shared: Path) -> Callable[[str], Path]:
+def checkpoint() -> Callable[[str], Path]:
     """Return a function from a shape's name to its checkpoint folder, saved on first use."""
-
-    def get(name: str) -> Path:
-        folder = shared / name
-        with FileLock(f"{folder}.lock"):
-            return folder if folder.exists() else save_checkpoint(SHAPES[name], folder)
-
-    return get
+    return bundles.checkpoint
 
 
 @pytest.fixture(scope="session")
-def bundle(shared: Path, checkpoint: Callable[[str], Path]) -> Callable[..., Path]:
+def bundle() -> Callable[..., Path]:
     """Return a function from a shape's name and export options to a bundle with cpu engines, made on first use."""
-
-    def get(name: str, **options: object) -> Path:
-        defaults = {"height": 64, "width": 96, "precision": "fp32", "cfg": True, "num_inference_steps": 4}
-        told = "-".join(str(value) for pair in sorted(options.items()) for value in pair)
-        path = shared / "-".join(filter(None, ("bundle", name, told)))
-        with FileLock(f"{path}.lock"):
-            export_bundle(str(checkpoint(name)), path, ExportOptions(**(defaults | options)))  # type: ignore[arg-type]
-            build_engines(path, CPU)
-        return path
-
-    return get
+    return bundles.bundle

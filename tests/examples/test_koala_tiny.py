@@ -19,38 +19,40 @@ import torch
 
 import koala_runtime.request
 from koala_bundle.manifest import read_manifest
-from koala_bundle.targets import CPU, RTX
+from koala_bundle.targets import RTX
 from koala_engines.build import build_engines
-from koala_export.exporter import ExportOptions, export_bundle
 from koala_runtime import Pipeline
 from koala_runtime.executor import Run
 from koala_runtime.prompts import PromptEncoder
 from koala_runtime.schedule import make_schedule
 from koala_tiny.scenes import words
-from tests.support.judge import look
+from tests.support.judge import judge, look
 from tests.support.koala_tiny import CHECKPOINT, picture, requests, score
 
 SINGLES, PAIRS = requests(1, 20), requests(2, 20)
 
 
 @pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("koala-tiny") / "bundle"
-    export_bundle(str(CHECKPOINT), folder, ExportOptions(num_inference_steps=10, guidance_scale=2.0))
-    build_engines(folder, CPU)
-    return folder
+def tiny(bundle: Callable[..., Path]) -> Path:
+    return bundle("koala-tiny")
 
 
 @pytest.fixture
-def pipe(bundle: Path) -> Iterator[Pipeline]:
-    with Pipeline(bundle) as pipe:
+def pipe(tiny: Path) -> Iterator[Pipeline]:
+    with Pipeline(tiny, "cpu") as pipe:
         yield pipe
 
 
 def assert_it_draws_what_it_is_told(pipe: Pipeline) -> None:
-    """Of 20 each, with room for another platform's rounding to cost a picture or two."""
-    assert score(pipe, SINGLES).share() >= 0.8
-    assert score(pipe, PAIRS).share() >= 0.8
+    """At least 16 of 20 each, with room for another platform's rounding to cost a picture or two.
+
+    Ends with the fifth that is wrong: the others cannot change the verdict.
+    """
+    for wanted in (SINGLES, PAIRS):
+        wrong = 0
+        for seed, request in enumerate(wanted):
+            wrong += not all(judge(picture(pipe, words(request), seed), request).values())
+            assert wrong <= 4
 
 
 def test_it_draws_what_it_is_told(pipe: Pipeline) -> None:
@@ -122,11 +124,11 @@ def test_a_dropped_micro_conditioning_is_seen(pipe: Pipeline, monkeypatch: pytes
         assert_it_obeys_micro_conditioning(pipe)
 
 
-def test_exchanged_tokenizer_pads_are_seen(bundle: Path, pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exchanged_tokenizer_pads_are_seen(tiny: Path, pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not by the judge, since the network reads prompts behind either pad; but it is not the picture of diffusers."""
     prompt = words(PAIRS[0])
     wanted = picture(pipe, prompt, 0).astype(int)
-    swapped = PromptEncoder((bundle / "tokenizer_2", bundle / "tokenizer"))
+    swapped = PromptEncoder((tiny / "tokenizer_2", tiny / "tokenizer"))
     monkeypatch.setattr(pipe, "_encoder", swapped)
     assert np.abs(picture(pipe, prompt, 0) - wanted).max() > 2  # the bound of test_diffusers_draws_the_same
 
@@ -169,14 +171,13 @@ def test_it_is_laid_out_like_the_real_ones() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_diffusers_draws_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("precision", ["fp16", pytest.param("fp32", marks=pytest.mark.full)])
+def test_diffusers_draws_the_same(bundle: Callable[..., Path], precision: str) -> None:
     from diffusers import StableDiffusionXLPipeline
 
-    export_bundle(str(CHECKPOINT), tmp_path / "bundle", ExportOptions(precision="fp32", guidance_scale=2.0))
-    build_engines(tmp_path / "bundle", CPU)
     reference: Any = StableDiffusionXLPipeline.from_pretrained(CHECKPOINT, variant="fp16", dtype=torch.float32)
     reference.set_progress_bar_config(disable=True)
-    with Pipeline(tmp_path / "bundle") as pipe:
+    with Pipeline(bundle("koala-tiny", precision=precision), "cpu") as pipe:
         for seed, request in enumerate([*SINGLES[:2], *PAIRS[:2]]):
             settings = {"num_inference_steps": 10, "guidance_scale": 2.0}
             generator = torch.Generator().manual_seed(seed)
@@ -185,8 +186,8 @@ def test_diffusers_draws_the_same(tmp_path: Path) -> None:
             assert np.abs(ours.astype(int) - np.asarray(theirs).astype(int)).max() <= 2
 
 
-def test_rtx_plans_build(bundle: Path) -> None:
-    build_engines(bundle, RTX)
-    assert read_manifest(bundle).profile.height == 128  # its own size, from sample_size
-    plans = {path.stem for path in (bundle / "engines" / "rtx").glob("*.plan")}
-    assert plans == {entry.name for entry in read_manifest(bundle).components}
+def test_rtx_plans_build(tiny: Path) -> None:
+    build_engines(tiny, RTX)
+    assert read_manifest(tiny).profile.height == 128  # its own size, from sample_size
+    plans = {path.stem for path in (tiny / "engines" / "rtx").glob("*.plan")}
+    assert plans == {entry.name for entry in read_manifest(tiny).components}

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from subprocess import PIPE, Popen, TimeoutExpired
 from typing import Any
@@ -137,37 +138,61 @@ def found(folder: Path) -> Manifest | EngineKey | None:
 
 
 @pytest.fixture(scope="module")
-def reference(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]) -> tuple[Path, float]:
-    """The bundle of an undisturbed run, and the seconds it took."""
-    path = tmp_path_factory.mktemp("reference") / "bundle"
+def exported(tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], Path]) -> tuple[Path, float]:
+    """The bundle of an undisturbed export, and the seconds it took."""
+    path = tmp_path_factory.mktemp("exported") / "bundle"
     return path, timed("export", str(checkpoint(SHAPE)), str(path), *OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, bundle: Callable[..., Path]) -> Callable[[str], tuple[Path, float]]:
+    """Return a function from a target to the engines of an undisturbed build, and the seconds it took."""
+
+    @cache
+    def build(name: str) -> tuple[Path, float]:
+        if problem := obstacles()[find_target(name)]:
+            pytest.skip(problem)
+        path = copy_without_engines(bundle(SHAPE), tmp_path_factory.mktemp(f"built-{name}") / "bundle")
+        return engine_folder(path, find_target(name)), timed("engines", str(path), "--target", name)
+
+    return build
+
+
+def copy_without_engines(bundle: Path, path: Path) -> Path:
+    return shutil.copytree(bundle, path, ignore=shutil.ignore_patterns("engines"))
 
 
 @pytest.fixture
 def works(
-    tmp_path: Path, checkpoint: Callable[[str], Path], bundle: Callable[..., Path], reference: tuple[Path, float]
+    tmp_path: Path,
+    checkpoint: Callable[[str], Path],
+    bundle: Callable[..., Path],
+    request: pytest.FixtureRequest,
+    built: Callable[[str], tuple[Path, float]],
 ) -> Callable[[str, str], Work]:
     """Return a function from what is to be made and what is there before (``old`` or ``absent``) to the work."""
 
+    def export(before: str) -> Work:
+        made, seconds = request.getfixturevalue("exported")
+        path = tmp_path / "bundle"
+        old = bundle(SHAPE) if before == "old" else None  # 96 px wide, 4 steps, and with cpu engines in it
+        arguments = ("export", str(checkpoint(SHAPE)), str(path), *OPTIONS)
+        return Work(arguments, path, old, read_manifest(made), seconds)
+
+    def engines(name: str, before: str) -> Work:
+        made, seconds = built(name)
+        target = find_target(name)
+        new = read_engine_record(made.parents[1], target).key
+        path = copy_without_engines(bundle(SHAPE), tmp_path / "bundle")
+        old = shutil.copytree(made, tmp_path / "old")
+        record = (old / "engine.json").read_text()
+        (old / "engine.json").write_text(record.replace(f'"{new.compiler_version}"', '"0.0.1"'))
+        arguments = ("engines", str(path), "--target", name)
+        return Work(arguments, engine_folder(path, target), old if before == "old" else None, new, seconds)
+
     def get(name: str, before: str) -> Work:
-        if name == "export":
-            path = tmp_path / "bundle"
-            old = bundle(SHAPE) if before == "old" else None  # 96 px wide, 4 steps, and with cpu engines in it
-            arguments = ("export", str(checkpoint(SHAPE)), str(path), *OPTIONS)
-            work = Work(arguments, path, old, read_manifest(reference[0]), reference[1])
-        else:
-            if problem := obstacles()[find_target(name)]:
-                pytest.skip(problem)
-            path = shutil.copytree(reference[0], tmp_path / "bundle")
-            engines = engine_folder(path, find_target(name))
-            arguments = ("engines", str(path), "--target", name)
-            seconds, new = timed(*arguments), read_engine_record(path, find_target(name)).key
-            made = engines.rename(tmp_path / "old")
-            record = (made / "engine.json").read_text()
-            (made / "engine.json").write_text(record.replace(f'"{new.compiler_version}"', '"0.0.1"'))
-            work = Work(
-                arguments, engine_folder(path, find_target(name)), made if before == "old" else None, new, seconds
-            )
+        work = export(before) if name == "export" else engines(name, before)
+        work.folder.parent.mkdir(exist_ok=True)
         work.reset()
         return work
 
@@ -176,7 +201,7 @@ def works(
 
 QUICK = [("cpu", "absent", "last", 3), ("rtx", "old", "last", 3)]
 ALL = [
-    *itertools.product(["export"], ["absent", "old"], ["last", "each"], [2]),  # half a minute each
+    *itertools.product(["export"], ["absent", "old"], ["last", "each"], [2]),
     *itertools.product(["cpu", "rtx"], ["absent", "old"], ["last", "each"], [3]),
 ]
 FULL = [pytest.param(*case, marks=[pytest.mark.full, pytest.mark.timeout(3600)]) for case in ALL]

@@ -26,7 +26,6 @@ from koala_bundle.targets import CPU
 from koala_bundle.tensors import components
 from koala_cli.work import hoisted_line
 from koala_engines.build import build_engines
-from koala_export.exporter import ExportOptions, export_bundle
 from koala_export.gate import check_component
 from koala_export.module_passes import MODULE_PASSES
 from koala_export.modules import build_module
@@ -37,27 +36,23 @@ from koala_export.source import open_source
 from koala_export.trace import save
 from koala_runtime import Pipeline
 from tests.support.checkpoints import SHAPES
-from tests.support.koala_tiny import CHECKPOINT
 
 QUICK = "koala-700m-like"
 NAMES = [n if n == QUICK else pytest.param(n, marks=pytest.mark.full) for n in (*SHAPES, "koala-tiny")]
-OPTIONS = ExportOptions(height=64, width=96, cfg=True, num_inference_steps=4, guidance_scale=2.0, gate=False)
+SIZE = {"height": 64, "width": 96, "num_inference_steps": 4, "guidance_scale": 2.0}
 GRAPH_PASSES = tuple(each.name for each in PASSES)
 EACH = [*((name,) for name in GRAPH_PASSES), GRAPH_PASSES]
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def source(request: pytest.FixtureRequest, checkpoint: Callable[[str], Path]) -> Path:
-    return CHECKPOINT if request.param == "koala-tiny" else checkpoint(request.param)
+def shape(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def plain(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def plain(shape: str, bundle: Callable[..., Path]) -> Path:
     """A float32 bundle without any pass, and its cpu engines."""
-    folder = tmp_path_factory.mktemp("plain") / "bundle"
-    export_bundle(str(source), folder, replace(OPTIONS, precision="fp32", without=PASS_NAMES))
-    build_engines(folder, CPU)
-    return folder
+    return bundle(shape, **SIZE, precision="fp32", without=PASS_NAMES)
 
 
 def compiled(plain: Path, passes: tuple[str, ...], folder: Path) -> Path:
@@ -150,11 +145,12 @@ def test_conditions_of_a_pass_are_checked(plain: Path) -> None:
         Pass("shorter", shorter, requires=(static_shapes,), ensures=(same_interface,))(part)
 
 
-def test_half_precision_stays_within_its_rounding(source: Path, tmp_path: Path) -> None:
+def test_half_precision_stays_within_its_rounding(
+    shape: str, checkpoint: Callable[[str], Path], bundle: Callable[..., Path], tmp_path: Path
+) -> None:
     """Both orders are float16 roundings of one float32 value, so each is off by what float16 costs, and they differ
     by no more than the sum of both errors. What the passes may not do is cost more: half as much again at most."""
-    plain = tmp_path / "plain"
-    export_bundle(str(source), plain, replace(OPTIONS, without=PASS_NAMES))
+    plain = bundle(shape, **SIZE, precision="fp16", without=PASS_NAMES)
     manifest = read_manifest(plain)
     table = {component.name: component for component in components(manifest.spec, manifest.profile)}
     model = ir.load(plain / "onnx" / "denoiser.onnx")
@@ -162,8 +158,8 @@ def test_half_precision_stays_within_its_rounding(source: Path, tmp_path: Path) 
     parts = [(part.component, save(part.model, part.component, tmp_path)[0]) for part, _ in made]
     errors = []
     for some in ([(table["denoiser"], plain / "onnx" / "denoiser.onnx")], parts):
-        checkpoint = open_source(str(source), random_weights=False, precision="fp16")
-        module = build_module("denoiser", checkpoint, manifest.spec, manifest.profile)
+        source = open_source(str(checkpoint(shape)), random_weights=False, precision="fp16")
+        module = build_module("denoiser", source, manifest.spec, manifest.profile)
         errors.append(check_component(module, table["denoiser"], some, "fp16")["next_latents"].error)
     assert 0 < errors[1] <= 1.5 * errors[0], errors
 

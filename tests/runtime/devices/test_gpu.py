@@ -17,10 +17,9 @@ from numpy.typing import NDArray
 
 from koala_bundle.errors import DeviceError
 from koala_bundle.manifest import read_manifest
-from koala_bundle.targets import CPU, RTX, TENSORRT, Target
+from koala_bundle.targets import RTX, TENSORRT, Target
 from koala_engines.availability import default_targets
 from koala_engines.build import build_engines
-from koala_export.exporter import ExportOptions, export_bundle
 from koala_machine.driver import query_driver
 from koala_runtime import Pipeline
 from koala_runtime.devices.base import Tensor
@@ -30,18 +29,15 @@ from koala_runtime.executor import Executor, Run
 from koala_runtime.opening import obstacle
 from koala_runtime.program import make_program
 from tests.support.judge import judge
-from tests.support.koala_tiny import CHECKPOINT, requests, words
+from tests.support.koala_tiny import requests, words
 
 PROBLEM = query_driver().problem
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(PROBLEM is not None, reason=str(PROBLEM))]
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("koala-tiny") / "bundle"
-    export_bundle(str(CHECKPOINT), path, ExportOptions(num_inference_steps=10, guidance_scale=2.0))
-    build_engines(path, CPU)
-    return path
+def tiny(bundle: Callable[..., Path]) -> Path:
+    return bundle("koala-tiny")
 
 
 @pytest.fixture
@@ -122,7 +118,7 @@ def fill(run: Run, seed: int) -> None:
     for name, place in run.program.inputs.items():
         whole = place.dtype == "int32"
         values = rng.integers(0, 600, place.shape) if whole else rng.standard_normal(place.shape)
-        run.fill(name, values.astype(place.dtype))
+        run.fill({name: values.astype(place.dtype)})
 
 
 needs_torch = pytest.mark.skipif(not torch.cuda.is_available(), reason="this torch has no CUDA")

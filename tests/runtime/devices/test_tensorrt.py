@@ -12,9 +12,7 @@ from typing import Any
 
 import pytest
 
-from koala_bundle.errors import BundleError, DeviceError, TargetError
-from koala_bundle.targets import TENSORRT
-from koala_machine.tensorrt import open_tensorrt
+from koala_bundle.errors import BundleError, DeviceError
 from koala_runtime.devices.base import Tensor
 from koala_runtime.devices.tensorrt import TensorRTEngine
 
@@ -173,9 +171,3 @@ def test_what_the_library_refuses_is_one_sentence(path: Path) -> None:
         load(path, Library(Settings(), None))
     with pytest.raises(DeviceError, match="GPU memory for denoiser: expected 0 MB, found Out of memory; close what"):
         load(path, Library(Settings(), None, "Out of memory"))
-
-
-def test_without_tensorrt_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "tensorrt", None)
-    with pytest.raises(TargetError, match=r"the Python package tensorrt, found none .* `pip install koala-trt\[t"):
-        open_tensorrt(TENSORRT)
