@@ -89,7 +89,7 @@ def bench(
     with working() as report:
         if not wanted:
             results = run(bundle, source, plan, report)
-            shown, missing = tables(results), results.missing
+            shown, missing = tables(results), results.not_measured
             lines.append(title(results))
             made += save(results, output)
         for kind, values in wanted.items():
@@ -97,7 +97,7 @@ def bench(
             lines.append(title(found.results[0], kind))
             shown.append(as_table(sweep_columns(found), sweep_rows(found)))
             for results in found.results:
-                missing |= results.missing
+                missing |= results.not_measured
             made += save_sweep(found, output)
     for line in lines:
         stdout.print(line, markup=False)
