@@ -17,7 +17,7 @@ from koala_cli.build_commands import BundlePath, need, quiet_libraries
 from koala_cli.screen import plain, stdout, working
 
 if TYPE_CHECKING:
-    from koala_verify.verify import Findings
+    from koala_verify.comparison import Verification
 
 
 def verify(
@@ -58,7 +58,7 @@ def verify(
         )
 
 
-def _print(findings: Findings) -> None:
+def _print(findings: Verification) -> None:
     table = Table("component", "output", "by", "error", "cosine", "dB", "", box=SIMPLE_HEAD)
     for each in findings.outputs:
         figures = (f"{each.error:.1e}", f"{each.cosine:.6f}", f"{each.psnr:.1f}")
@@ -76,7 +76,7 @@ def _print(findings: Findings) -> None:
         )
         table.add_row(plain(picture.prompt), str(picture.seed), *told, _word(picture.passed))
     stdout.print(table)
-    for name, why in findings.left_out.items():
+    for name, why in findings.skipped.items():
         stdout.print(f"without {name}: {why}", markup=False, soft_wrap=True)
 
 
