@@ -22,8 +22,8 @@ def bench(
     backend: Annotated[
         list[str] | None,
         typer.Option(
-            help="diffusers, diffusers-compile, optimum-onnx, onnxruntime:PROVIDER, koala:TARGET, module:Class; may be "
-            "repeated. Default: all.",
+            help="diffusers, diffusers-compile, optimum-onnx, openvino-genai, onnxruntime:PROVIDER, koala:TARGET, "
+            "module:Class; may be repeated. Default: all.",
             show_default=False,
         ),
     ] = None,

@@ -308,3 +308,18 @@ def test_diffusers_eager_and_compiled(paths: tuple[Path, str]) -> None:
         assert (each.psnr or 0) > 40
         assert all(seconds >= 0 for seconds in each.phase_seconds.values())
         assert each.phase_seconds["steps"] > 0
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("name", "folder"), [("optimum-onnx", "optimum"), ("openvino-genai", "openvino")])
+def test_backends_with_a_python_of_their_own(name: str, folder: str, paths: tuple[Path, str]) -> None:
+    python = ROOT / "build" / folder / "bin" / "python"
+    if not python.exists():
+        pytest.skip(f"`make build/{folder}/ready` makes its environment")
+    plan = BenchOptions(names=(name,), prompt="a cat", rounds=2, steps=3, pythons={name: str(python)})
+    results = run(*paths, plan)
+    assert results.not_measured == {}
+    (measured,) = results.measured
+    assert (measured.psnr or 0) > 45, "the same tokens, noise and sampler, in float32"
+    assert all(measured.phase_seconds[phase] > 0 for phase in ("text", "steps", "vae"))
+    assert measured.versions.keys() >= {name}
