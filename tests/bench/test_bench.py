@@ -205,7 +205,7 @@ def test_compare_knows_the_noise(results: Results, tmp_path: Path, capsys: pytes
     (tmp_path / "b" / "results.md").rename(tmp_path / "b" / "not.json")
     for name, found in (
         ("results.json", "schema version 1"),
-        ("not.json", "Expecting value"),
+        ("not.json", "Extra data"),
         ("none.json", "No such"),
     ):
         with pytest.raises(ResultsError, match=f"expected a results.json of `koala bench`.*found .*{found}"):
