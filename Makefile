@@ -15,7 +15,8 @@ EXTRAS ?= export,rtx,bench,dev$(if $(shell command -v nvidia-smi 2>/dev/null),$(
 comma := ,
 BIN   := .venv/bin
 READY := .venv/ready
-OPTIMUM := build/optimum/ready
+OTHERS := build/optimum/ready build/openvino/ready
+PYTHONS := --python optimum-onnx=build/optimum/bin/python --python openvino-genai=build/openvino/bin/python
 # Two workers, each a whole file at a time, in the order that tests/conftest.py gives them. Each computes with one
 # thread: OpenMP's threads spin while they wait, which would take the core of the other worker.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
@@ -48,20 +49,29 @@ test-full: $(READY) ## Run the slow tests too: full-size checkpoints, many kills
 test-gpu: $(READY) ## Run the tests that need an NVIDIA GPU
 	$(BIN)/python -m pytest -m gpu
 
-# optimum-onnx asks for an older transformers; torch and ONNX Runtime are the same, so that the comparison is fair.
-$(OPTIMUM): constraints.txt
+# optimum-onnx and optimum-intel require older versions of transformers, so each gets an environment of its own, with the
+# same torch and ONNX Runtime.
+build/optimum/ready: constraints.txt
 	$(PYTHON) -m venv build/optimum
-	build/optimum/bin/pip install --quiet . 'optimum-onnx[onnxruntime]==0.1.0' 'diffusers<0.37' accelerate \
+	build/optimum/bin/pip install --quiet -e . 'optimum-onnx[onnxruntime]==0.1.0' 'diffusers<0.37' accelerate \
 		$(shell grep -E '^(torch|onnxruntime)==' constraints.txt)
 	@touch $@
 
-bench: $(READY) $(OPTIMUM) ## Measure koala-tiny and KOALA-700M at 256 px on this processor beside PyTorch (BENCH=... adds options)
+# optimum-intel requires torchvision, which nothing here uses, and whose CUDA build fails to load beside a CPU build of torch.
+build/openvino/ready: constraints.txt
+	$(PYTHON) -m venv build/openvino
+	build/openvino/bin/pip install --quiet -e . openvino-genai==2026.4.1.0 optimum-intel==2.2.0 diffusers==0.39.0 accelerate \
+		$(shell grep -E '^(torch|onnxruntime)==' constraints.txt)
+	build/openvino/bin/pip uninstall --quiet --yes torchvision
+	@touch $@
+
+bench: $(READY) $(OTHERS) ## Measure koala-tiny and KOALA-700M at 256 px on this CPU beside PyTorch, ONNX Runtime and OpenVINO
 	$(BIN)/koala build examples/koala-tiny/checkpoint build/bundle --steps 10 --guidance-scale 2 --target cpu
-	$(BIN)/koala bench examples/koala-tiny/checkpoint build/bundle --output bench/results/cpu-koala-tiny \
-		--python optimum-onnx=build/optimum/bin/python $(BENCH)
+	$(BIN)/koala bench examples/koala-tiny/checkpoint build/bundle --output bench/results/cpu-koala-tiny $(PYTHONS) $(BENCH)
 	$(BIN)/koala build koala-lightning-700m build/bench-700m --random-weights --no-gate --height 256 --width 256 --target cpu
 	$(BIN)/koala bench koala-lightning-700m build/bench-700m --random-weights --alone --rounds 6 --steps 4 \
-		--output bench/results/cpu-koala-700m-256px --python optimum-onnx=build/optimum/bin/python $(BENCH)
+		--output bench/results/cpu-koala-700m-256px $(PYTHONS) $(BENCH)
+	$(BIN)/python -m koala_bench.readme bench/results/cpu-koala-tiny/results.json README.md
 
 bench-gpu: $(READY) ## Measure a full-size model on this GPU beside PyTorch: make bench-gpu [MODEL=...] [WEIGHTS=] [BENCH=...]
 	$(BIN)/koala build $(MODEL) build/bench-gpu $(WEIGHTS) --no-gate $(ARGS)

@@ -1,7 +1,8 @@
-"""The speed of a bundle beside PyTorch's.
+"""The speed of a bundle beside PyTorch's, ONNX Runtime's and OpenVINO's.
 
-- ``backends``: what a backend is; ``ours``, ``theirs``: the backends; ``registry``: finds them by name
-- ``runner``: measures all of them in turn, ``processes``: each in a process of its own, which runs ``worker``
-- ``sweep``: the same over steps, batches or sizes; ``hardware``: what it ran on
-- ``results``: the figures; ``tables``, ``plot``: how to show them; ``report``: as files
+- ``backends``: the ways to run a checkpoint that are compared
+- ``runner``: measures all of them in turn; ``processes``: each in a process of its own, which runs ``worker``
+- ``sweep``: the same over steps, batches or sizes; ``hardware``: the machine; ``cost``: the work of a picture
+- ``results``: the schema of results.json; ``tables``, ``plot``: how to show it; ``report``: as files; ``readme``: the
+  README's table
 """

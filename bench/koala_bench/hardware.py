@@ -1,4 +1,4 @@
-"""What a measurement ran on: hardware, versions, what the machine can do at most, how large an installation is."""
+"""The machine that a measurement ran on: hardware, versions, peak rates, memory in use, size of an installation."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from pathlib import Path
 from koala_bench.results import Machine, Peak
 from koala_machine.driver import query_driver
 
-PACKAGES = ("koala-trt", "numpy", "onnxruntime", "torch", "diffusers", "transformers", "tensorrt", "tensorrt-rtx-cu13")
+_PACKAGES = ("koala-trt", "numpy", "onnxruntime", "torch", "diffusers", "transformers", "tensorrt", "tensorrt-rtx-cu13")
 
 
-def describe() -> Machine:
-    """Return this machine. GPU clocks are those that nvidia-smi gives, where there is one."""
+def describe_machine() -> Machine:
+    """Return this machine's hardware and versions; GPU clocks are those that nvidia-smi reports."""
     driver = query_driver()
     clocks = None
     if shutil.which("nvidia-smi"):
@@ -33,38 +33,38 @@ def describe() -> Machine:
         gpu=None if driver.gpu is None else str(driver.gpu),
         driver=driver.cuda_version,
         clocks=clocks,
-        versions={name: number for name in PACKAGES if (number := version_of(name))},
+        versions={name: number for name in _PACKAGES if (number := version_of(name))},
     )
 
 
-def roofline() -> Peak:
-    """Measure a large product of matrices and a large copy, the best of several; in the dtype the target works in."""
+def measure_peak() -> Peak:
+    """Measure a large matrix product and a large copy, the best of several; float16 on a GPU, else float32."""
     import torch
 
     gpu = torch.cuda.is_available()
     device, dtype, size = ("cuda", torch.float16, 8192) if gpu else ("cpu", torch.float32, 2048)
-    one = torch.randn(size, size, device=device, dtype=dtype)
+    matrix = torch.randn(size, size, device=device, dtype=dtype)
     source = torch.zeros(1 << 28 if gpu else 1 << 26, device=device, dtype=torch.uint8)
     target = torch.empty_like(source)
 
-    def best(work: Callable[[], object], times: int = 7) -> float:
+    def best(operation: Callable[[], object], times: int = 7) -> float:
         least = float("inf")
         for _ in range(times):
             if gpu:
                 torch.cuda.synchronize()
             started = time.perf_counter()
-            work()
+            operation()
             if gpu:
                 torch.cuda.synchronize()
             least = min(least, time.perf_counter() - started)
         return least
 
-    product, copy = best(lambda: one @ one), best(lambda: target.copy_(source))
+    product, copy = best(lambda: matrix @ matrix), best(lambda: target.copy_(source))
     return Peak(str(dtype).removeprefix("torch."), 2 * size**3 / product, 2 * source.numel() / copy)
 
 
 def gpu_bytes_in_use() -> int | None:
-    """Return the memory of the first GPU that is in use, by whomever, as nvidia-smi says; None without one."""
+    """Return the memory in use on the first GPU by all processes, from nvidia-smi; None without a GPU."""
     if not shutil.which("nvidia-smi"):
         return None
     query = ["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
@@ -73,7 +73,7 @@ def gpu_bytes_in_use() -> int | None:
 
 
 def install_bytes(packages: Iterable[str]) -> int:
-    """Return the size on disk of packages and of all that they require, without extras."""
+    """Return the size on disk of packages and their requirements, without extras."""
     seen: set[str] = set()
     todo, total = [*packages], 0
     while todo:
@@ -84,7 +84,7 @@ def install_bytes(packages: Iterable[str]) -> int:
         try:
             found = distribution(name)
         except PackageNotFoundError:
-            continue  # required on other platforms
+            continue  # required only on other platforms
         total += sum(_size(Path(str(file.locate()))) for file in found.files or ())
         todo += [re.split(r"[^\w.-]", need, maxsplit=1)[0] for need in found.requires or () if "extra ==" not in need]
     return total
@@ -95,7 +95,7 @@ def _size(path: Path) -> int:
 
 
 def version_of(package: str) -> str | None:
-    """Return the installed version of a distribution, None if there is none."""
+    """Return the installed version of a distribution; None if it is not installed."""
     try:
         return distribution(package).version
     except PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""Results as pictures: latency by phase, cold start and memory of every backend; and how cost grows in a sweep."""
+"""Plots: latency by phase, first picture and memory of every backend; and latency over the values of a sweep."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from koala_bench.results import Results
 if TYPE_CHECKING:
     from koala_bench.sweep import Sweep
 
-COLOURS = {"text": "#4c78a8", "steps": "#f58518", "vae": "#54a24b", "host": "#9d9d9d"}
+_COLOURS = {"text": "#4c78a8", "steps": "#f58518", "vae": "#54a24b", "host": "#9d9d9d"}
 _LINES = ("#4c78a8", "#f58518", "#54a24b", "#b279a2", "#e45756", "#72b7b2", "#9d755d", "#9d9d9d")
 _MARKERS = "os^Dv*Xp"
 
 
 def plot(results: Results, ending: str, *, dark: bool) -> bytes:
-    """Return bars of every backend as ``png`` or ``svg``."""
+    """Return a bar chart of every backend; ``ending`` is ``png`` or ``svg``."""
     names = [each.name for each in results.measured]
     height = 1.8 + 0.45 * max(1, len(names))
 
     def draw(pyplot: Any) -> Any:
         figure, axes = pyplot.subplots(1, 3, figsize=(13, height), width_ratios=(5, 2.5, 2.5), sharey=True)
         left = [0.0] * len(names)
-        for part, seconds in results.parts().items():
-            axes[0].barh(names, [1e3 * s for s in seconds], left=left, label=part, color=COLOURS[part])
+        for phase, seconds in results.phase_seconds().items():
+            axes[0].barh(names, [1e3 * s for s in seconds], left=left, label=phase, color=_COLOURS[phase])
             left = [start + 1e3 * each for start, each in zip(left, seconds, strict=True)]
-        _bars(axes[1], names, [each.start for each in results.measured], "{:.1f}")
+        _bars(axes[1], names, [each.first_seconds for each in results.measured], "{:.1f}")
         memory = [each.host_bytes if each.device_bytes is None else each.device_bytes for each in results.measured]
         _bars(axes[2], names, [nbytes / 1e6 for nbytes in memory], "{:,.0f}")
         for y, end in enumerate(left):
@@ -44,7 +44,7 @@ def plot(results: Results, ending: str, *, dark: bool) -> bytes:
 
 
 def plot_sweep(sweep: Sweep, ending: str, *, dark: bool) -> bytes:
-    """Return a line per backend: the median run over the values that were swept."""
+    """Return a line chart of the median run of each backend over the values of a sweep."""
 
     def draw(pyplot: Any) -> Any:
         figure, axes = pyplot.subplots(figsize=(8, 4.8))

@@ -1,4 +1,4 @@
-"""The processes of the backends that are measured: start, ask, stop; a crash leaves the others alone."""
+"""The processes of the backends: start, command, stop. A crash of one does not affect the others."""
 
 from __future__ import annotations
 
@@ -16,117 +16,120 @@ from typing import Any
 
 import numpy as np
 
-from koala_bench.backends import Work
+from koala_bench.backends.base import Workload
+from koala_bench.backends.registry import find_backend
 from koala_bench.hardware import gpu_bytes_in_use
-from koala_bench.registry import find
 from koala_bundle.progress import Report
 from koala_verify.pixels import Pixels
 
 
 class _CrashError(Exception):
-    """A backend that crashed; the text is the end of what it said."""
+    """A backend's process has ended; the text has its exit code and the last line of its stderr."""
 
 
 class _Process:
-    """One backend's process, run by the interpreter ``python``."""
+    """The process of one backend, run by the interpreter ``python``."""
 
-    def __init__(self, name: str, work: Work, python: str, *words: str) -> None:
-        command = [python, "-m", "koala_bench.worker", name, json.dumps(asdict(work)), *words]
+    def __init__(self, name: str, workload: Workload, python: str, *words: str) -> None:
+        command = [python, "-m", "koala_bench.worker", name, json.dumps(asdict(workload)), *words]
         self._started = time.perf_counter()
         pipe = subprocess.PIPE
-        # Installed packages come compiled; told to keep no bytecode, Python would start ours, in a checkout, later.
+        # Installed packages come with bytecode; without this, an editable install would be compiled at every start.
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
         self._process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace", env=environment
         )
-        # Read on the side, or a library that says much would wait for a reader; the end of it explains a crash.
-        self._said: deque[str] = deque(maxlen=20)
-        self._reader = Thread(target=self._said.extend, args=(self._process.stderr,), daemon=True)
+        # A thread reads stderr, or the process would block when the pipe is full. The last lines explain a crash.
+        self._stderr_tail: deque[str] = deque(maxlen=20)
+        self._reader = Thread(target=self._stderr_tail.extend, args=(self._process.stderr,), daemon=True)
         self._reader.start()
 
-    def prepare(self) -> None:
-        """Wait until a process that was started to ``prepare`` has done so."""
-        self.answer()
-        self.end()
+    def wait_until_prepared(self) -> None:
+        """Wait for a process that was started with ``prepare`` to finish."""
+        self._receive()
+        self._wait()
 
     def first_pictures(self) -> tuple[Pixels, float]:
-        """Return the first pictures and the seconds since the process began."""
-        told = self.answer()
+        """Return the first pictures and the seconds since the process was started."""
+        answer = self._receive()
         seconds = time.perf_counter() - self._started
-        return np.frombuffer(bytes.fromhex(told["pictures"]), np.uint8).reshape(told["shape"]), seconds
+        return np.frombuffer(bytes.fromhex(answer["pictures"]), np.uint8).reshape(answer["shape"]), seconds
 
     def draw(self) -> float:
         """Return the seconds of one more run."""
-        self.tell("draw")
-        return float(self.answer()["seconds"])
+        self._send("draw")
+        return float(self._receive()["seconds"])
 
     def finish(self) -> dict[str, Any]:
-        """Return what it has to say of itself; the process ends.
+        """Return the backend's own measurements and end the process.
 
-        ``device_bytes`` is what the GPU has free after it that it had not before, None where there is no GPU.
+        ``device_bytes`` is the GPU memory that its end frees; None without a GPU.
         """
-        self.tell("finish")
-        told = self.answer()
-        held = gpu_bytes_in_use()
-        self.tell("end")
-        self.end()
-        left = gpu_bytes_in_use()
-        return {**told, "device_bytes": None if held is None or left is None else max(0, held - left)}
+        self._send("finish")
+        answer = self._receive()
+        before = gpu_bytes_in_use()
+        self._send("end")
+        self._wait()
+        after = gpu_bytes_in_use()
+        return {**answer, "device_bytes": None if before is None or after is None else max(0, before - after)}
 
-    def stop(self) -> None:
-        """End the process, whatever it does."""
+    def kill(self) -> None:
+        """End the process at once."""
         self._process.kill()
-        self.end()
+        self._wait()
 
-    def end(self) -> int:
-        """Wait for the process and close the pipes; returns its exit code."""
+    def _wait(self) -> int:
+        """Wait for the process to end, close its pipes and return its exit code."""
         code = self._process.wait()
         self._reader.join(5)
         for stream in (self._process.stdin, self._process.stdout, self._process.stderr):
             assert stream is not None
-            with suppress(OSError):  # what was not read any more
+            with suppress(OSError):  # unread data in the pipe
                 stream.close()
         return code
 
-    def tell(self, word: str) -> None:
-        """Send one line."""
+    def _send(self, line: str) -> None:
         assert self._process.stdin is not None
-        with suppress(OSError):  # it is gone; its answer, which does not come, says so
-            self._process.stdin.write(word + "\n")
+        with suppress(OSError):  # the process has ended, which _receive reports
+            self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
 
-    def answer(self) -> dict[str, Any]:
-        """Return the next line that it writes. Raises _CrashError if it ends instead."""
+    def _receive(self) -> dict[str, Any]:
+        """Return the next answer. Raises _CrashError if the process ends instead."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            code = self.end()
-            last = next((line.strip() for line in reversed(self._said) if line.strip()), "no word")
+            code = self._wait()
+            last = next((line.strip() for line in reversed(self._stderr_tail) if line.strip()), "nothing on stderr")
             raise _CrashError(f"its process ended with code {code}: {last}")
         return dict(json.loads(line))
 
 
-class Processes:
-    """All backends; ``failed`` says why one has crashed, ``pictures``, ``cold`` and ``warm`` what they have done."""
+class BackendProcesses:
+    """The processes of all backends, and what they have measured so far, by the backend's name.
 
-    def __init__(self, work: Work, pythons: Mapping[str, str], report: Report) -> None:
-        self._work, self._pythons, self._report = work, pythons, report
-        self._living: dict[str, _Process] = {}
-        self.failed: dict[str, str] = {}
+    ``cold`` and ``warm`` are seconds of starts and runs, ``pictures`` are the first of each, ``finished`` has the
+    answers to ``finish``, and ``crashed`` says why a backend has crashed.
+    """
+
+    def __init__(self, workload: Workload, pythons: Mapping[str, str], report: Report) -> None:
+        self._workload, self._pythons, self._report = workload, pythons, report
+        self._running: dict[str, _Process] = {}
         self.pictures: dict[str, Pixels] = {}
         self.cold: dict[str, list[float]] = {}
         self.warm: dict[str, list[float]] = {}
-        self.told: dict[str, dict[str, Any]] = {}
+        self.finished: dict[str, dict[str, Any]] = {}
+        self.crashed: dict[str, str] = {}
 
     def start(self, name: str) -> None:
-        """Start a backend and have its first pictures; prepare it if it was not started before."""
+        """Start a backend and wait for its first pictures; before its first start, prepare it."""
         python = self._pythons.get(name)
-        if name not in self.cold and (python or hasattr(find(name), "prepare")):
+        if name not in self.cold and (python or hasattr(find_backend(name), "prepare")):
             self._report(f"{name}: preparing")
             with self._open(name, "prepare") as process:
-                process.prepare()
-                del self._living[name]
-        if name in self.failed:
+                process.wait_until_prepared()
+                del self._running[name]
+        if name in self.crashed:
             return
         self._report(f"{name}: starting")
         with self._open(name) as process:
@@ -134,41 +137,41 @@ class Processes:
             self.cold.setdefault(name, []).append(seconds)
 
     def draw(self, names: Sequence[str], rounds: int) -> None:
-        """Draw with each in turn, ``rounds`` times after one that is a warm-up."""
+        """Draw with each backend in turn: one warm-up round, then ``rounds`` that are timed."""
         for turn in range(rounds + 1):
             for name in names:
-                if name in self._living:
+                if name in self._running:
                     self._report(f"round {turn} of {rounds}: {name}")
-                    with self._crashes(name):
-                        seconds = self._living[name].draw()
+                    with self._record_crash(name):
+                        seconds = self._running[name].draw()
                         if turn:
                             self.warm.setdefault(name, []).append(seconds)
 
     def finish(self, names: Sequence[str]) -> None:
-        """End these and keep what they told."""
+        """End these backends and keep their measurements."""
         for name in names:
-            if name in self._living:
-                self._report(f"{name}: where the time goes")
-                with self._crashes(name):
-                    self.told[name] = self._living[name].finish()
-                    del self._living[name]
+            if name in self._running:
+                self._report(f"{name}: timing phases")
+                with self._record_crash(name):
+                    self.finished[name] = self._running[name].finish()
+                    del self._running[name]
 
-    def stop(self) -> None:
-        """End all that are left, whatever they do."""
-        while self._living:
-            self._living.popitem()[1].stop()
+    def kill(self) -> None:
+        """End all processes that are still running."""
+        while self._running:
+            self._running.popitem()[1].kill()
 
     @contextmanager
     def _open(self, name: str, *words: str) -> Iterator[_Process]:
         python = self._pythons.get(name, sys.executable)
-        self._living[name] = _Process(name, self._work, python, *words)
-        with self._crashes(name):
-            yield self._living[name]
+        self._running[name] = _Process(name, self._workload, python, *words)
+        with self._record_crash(name):
+            yield self._running[name]
 
     @contextmanager
-    def _crashes(self, name: str) -> Iterator[None]:
+    def _record_crash(self, name: str) -> Iterator[None]:
         try:
             yield
         except _CrashError as error:
-            self.failed[name] = str(error)
-            self._living.pop(name)
+            self.crashed[name] = str(error)
+            self._running.pop(name)

@@ -1,4 +1,4 @@
-"""What was measured: the schema of results.json, reading it, and what changed since another."""
+"""The schema of results.json, reading it, and comparing two of them."""
 
 from __future__ import annotations
 
@@ -8,17 +8,21 @@ from pathlib import Path
 
 import numpy as np
 
-from koala_bench.backends import PARTS
+from koala_bench.backends.base import PHASES
 from koala_bundle.codec import from_json
-from koala_bundle.errors import BundleError
+from koala_bundle.errors import InputError
 from koala_bundle.spec import Profile
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+
+
+class ResultsError(InputError):
+    """A file is not a results.json of this version."""
 
 
 @dataclass(frozen=True)
 class Peak:
-    """The most this machine does: floating-point operations a second of a product in ``dtype``, bytes of a copy."""
+    """Rates measured on this machine: a matrix product in ``dtype``, and a copy (bytes read plus written)."""
 
     dtype: str
     flops_per_second: float
@@ -27,7 +31,7 @@ class Peak:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where it ran; ``driver`` is the CUDA version of the driver, ``clocks`` what nvidia-smi says."""
+    """Hardware and software; ``driver`` is the CUDA version that the driver supports, ``clocks`` nvidia-smi's."""
 
     processor: str
     cores: int
@@ -39,16 +43,17 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """One backend. Seconds of runs, which draw a batch; ``parts`` add up to the median run. Sizes in bytes.
+class Measurement:
+    """One backend. A run draws one batch, and ``phase_seconds`` add up to the median of ``warm_seconds``.
 
-    ``versions`` are those in its own process. ``psnr`` against float32 PyTorch, in decibels.
+    ``host_bytes`` and ``device_bytes`` are peak memory; ``install_bytes`` is the size on disk of its packages.
+    ``versions`` are those of its own environment; ``psnr`` is against diffusers in float32, in decibels.
     """
 
     name: str
     cold_seconds: tuple[float, ...]
     warm_seconds: tuple[float, ...]
-    parts: dict[str, float]
+    phase_seconds: dict[str, float]
     host_bytes: int
     device_bytes: int | None
     install_bytes: int
@@ -56,21 +61,21 @@ class Measured:
     psnr: float | None
 
     @property
-    def start(self) -> float:
+    def first_seconds(self) -> float:
         """Seconds from the start of the process to its first pictures, the median of all starts."""
         return float(np.median(self.cold_seconds))
 
-    def quantile(self, share: float) -> float:
-        """Seconds within which this share of the warm pictures was drawn."""
-        return float(np.quantile(self.warm_seconds, share))
+    def quantile(self, probability: float) -> float:
+        """Return a quantile of ``warm_seconds``; 0.5 is the median."""
+        return float(np.quantile(self.warm_seconds, probability))
 
 
 @dataclass(frozen=True)
 class Results:
     """The whole of results.json.
 
-    ``flops`` of one run, and the ``least_seconds`` that they take at ``peak``, are of the checkpoint as it is;
-    ``missing`` has the reasons.
+    ``flops`` and ``roofline_seconds`` are the operations of one run and the least time they take at ``peak``, for the
+    checkpoint before any pass. ``not_measured`` gives a reason for each backend without a measurement.
     """
 
     schema_version: int
@@ -78,61 +83,67 @@ class Results:
     machine: Machine
     peak: Peak
     flops: int
-    least_seconds: float
+    roofline_seconds: float
     prompt: str
     seed: int
     steps: int
     guidance_scale: float
     alone: bool
     profile: Profile
-    measured: tuple[Measured, ...]
-    missing: dict[str, str]
+    measured: tuple[Measurement, ...]
+    not_measured: dict[str, str]
 
-    def of(self, name: str) -> Measured:
-        """Return the backend called ``name``."""
+    def of(self, name: str) -> Measurement:
+        """Return the measurement of the backend ``name``."""
         return next(each for each in self.measured if each.name == name)
 
     @property
-    def baseline(self) -> Measured:
-        """What the others are held against: plain diffusers, or the first where it was not measured."""
+    def baseline(self) -> Measurement:
+        """The backend that speeds are relative to: diffusers, or the first one if diffusers was not measured."""
         return next((each for each in self.measured if each.name == "diffusers"), self.measured[0])
 
-    def speed(self, each: Measured) -> float:
-        """How many times as fast as the baseline a backend is: the median ratio of runs of the same round."""
-        pairs = zip(self.baseline.warm_seconds, each.warm_seconds, strict=False)
-        return float(np.median([theirs / ours for theirs, ours in pairs]))
+    def speedup(self, measurement: Measurement) -> float:
+        """Return how many times as fast as the baseline a backend is: the median ratio of runs of the same round."""
+        pairs = zip(self.baseline.warm_seconds, measurement.warm_seconds, strict=False)
+        return float(np.median([baseline / seconds for baseline, seconds in pairs]))
 
-    def parts(self) -> dict[str, list[float]]:
-        """Return the seconds of each part, in the order of ``measured``."""
-        return {part: [each.parts[part] for each in self.measured] for part in PARTS}
+    def phase_seconds(self) -> dict[str, list[float]]:
+        """Return the seconds of each phase, in the order of ``measured``."""
+        return {phase: [each.phase_seconds[phase] for each in self.measured] for phase in PHASES}
 
 
 def load(path: Path) -> Results:
-    """Read ``results.json``. Raises BundleError for what is none."""
+    """Read a results.json. Raises ResultsError if the file cannot be read or is not one of this version."""
     try:
-        return from_json(Results, json.loads(path.read_bytes()))
-    except (OSError, ValueError) as error:
-        raise BundleError(
-            str(path), expected="results of `koala bench`", found=str(error), fix="measure again with `koala bench`"
+        found = json.loads(path.read_bytes())
+        if found["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"schema version {found['schema_version']}")
+        return from_json(Results, found)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ResultsError(
+            str(path),
+            expected=f"a results.json of `koala bench`, schema version {SCHEMA_VERSION}",
+            found=str(error),
+            fix="measure again with `koala bench`",
         ) from None
 
 
 def changes(before: Results, after: Results) -> list[tuple[str, str, str, str]]:
-    """Return for each backend of both: name, median before and after in ms, and in words what that means.
+    """Return the name, both medians in ms and a verdict for each backend in both results.
 
-    A change is real if the medians differ by more than both spreads between the tenth and ninetieth percentile.
+    A change is real if the medians differ by more than the larger of the two spreads, from the tenth to the ninetieth
+    percentile.
     """
-    told = []
-    for each in after.measured:
-        if each.name not in {old.name for old in before.measured}:
+    rows = []
+    for new in after.measured:
+        if new.name not in {each.name for each in before.measured}:
             continue
-        old = before.of(each.name)
-        medians = old.quantile(0.5), each.quantile(0.5)
-        noise = max(one.quantile(0.9) - one.quantile(0.1) for one in (old, each))
-        difference = medians[1] - medians[0]
-        word = "within the noise"
-        if abs(difference) > noise:
-            ratio = medians[0] / medians[1]
-            word = f"{ratio:.2f}x faster" if ratio > 1 else f"{1 / ratio:.2f}x slower"
-        told.append((each.name, f"{1e3 * medians[0]:.1f}", f"{1e3 * medians[1]:.1f}", word))
-    return told
+        old = before.of(new.name)
+        old_median, new_median = old.quantile(0.5), new.quantile(0.5)
+        noise = max(each.quantile(0.9) - each.quantile(0.1) for each in (old, new))
+        verdict = "within the noise"
+        if abs(new_median - old_median) > noise:
+            ratio = old_median / new_median
+            verdict = f"{ratio:.2f}x faster" if ratio > 1 else f"{1 / ratio:.2f}x slower"
+        rows.append((new.name, f"{1e3 * old_median:.1f}", f"{1e3 * new_median:.1f}", verdict))
+    return rows

@@ -1,39 +1,39 @@
 """Measures backends side by side: each in a process of its own, one run each in turn.
 
-Interleaving lets a machine that drifts (heat, neighbours) hurt all alike; a process of its own makes memory and cold
-starts honest, and a crash its own affair.
+Taking turns spreads drift of the machine (heat, other load) evenly over all backends. Separate processes give each
+backend its own memory and cold start, and contain crashes.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 
-from koala_bench.backends import REFERENCE, Work
-from koala_bench.hardware import describe, roofline
-from koala_bench.processes import Processes
-from koala_bench.registry import available, find
-from koala_bench.results import SCHEMA_VERSION, Measured, Peak, Results
-from koala_bundle.counts import Counts, Roofline
+from koala_bench.backends.base import REFERENCE, Workload
+from koala_bench.backends.registry import backend_problems, find_backend
+from koala_bench.cost import picture_flops, roofline_seconds
+from koala_bench.hardware import describe_machine, measure_peak
+from koala_bench.processes import BackendProcesses
+from koala_bench.results import SCHEMA_VERSION, Measurement, Peak, Results
 from koala_bundle.errors import ArgumentError, KoalaError
 from koala_bundle.manifest import Manifest, read_manifest
 from koala_bundle.progress import Report, no_report
-from koala_runtime.program import DENOISER
-from koala_verify.pixels import psnr
+from koala_verify.pixels import Pixels, psnr
 
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """How to measure. None: as the bundle has it; ``names`` None: everything that can run here.
+    """How to measure. ``steps`` and ``guidance_scale`` default to the bundle's; ``names`` to all that can run here.
 
-    With ``reference`` float32 PyTorch draws the pictures once, for the others to be compared with. ``alone`` loads one
-    backend at a time, for where they do not fit side by side.
-    ``pythons`` are interpreters, by backend, other than this one. ``random_weights``: the source is a preset's shape.
+    With ``reference``, diffusers draws in float32 once, as the reference for PSNR. ``alone`` loads one backend at a
+    time, for machines whose memory does not hold all of them. ``pythons`` gives other interpreters, by backend.
+    ``random_weights``: the source is a preset, whose shape gets random weights.
     """
 
     names: tuple[str, ...] | None = None
@@ -51,9 +51,10 @@ class BenchOptions:
 def run(
     bundle: Path, source: str, options: BenchOptions, report: Report = no_report, scratch: Path | None = None
 ) -> Results:
-    """Measure; ``scratch`` keeps what is prepared for several runs, and is a temporary folder if there is none.
+    """Measure, and return the results. ``scratch`` keeps prepared files for later runs; None: a temporary folder.
 
-    Raises InputError for what the caller can fix. A backend that fails is in the results with the reason.
+    Raises InputError for wrong arguments, KoalaError if no backend can be measured. A backend that fails is listed in
+    ``not_measured``.
     """
     if scratch is None:
         with TemporaryDirectory(prefix="koala-bench-") as folder:
@@ -63,102 +64,104 @@ def run(
         raise ArgumentError("rounds", expected="2 or more", found=str(options.rounds), fix="pass 10 for a first look")
     if options.random_weights:
         source = str(_random_checkpoint(source, manifest.profile.precision, scratch, report))
-    sampling = manifest.sampling
-    work = Work(
-        str(bundle),
-        source,
-        options.prompt,
-        options.seed,
-        sampling.num_inference_steps if options.steps is None else options.steps,
-        sampling.guidance_scale if options.guidance_scale is None else options.guidance_scale,
-        str(scratch),
-    )
-    problems = available(bundle, [*options.pythons])
-    chosen = [*problems] if options.names is None else [*options.names]
-    for name in chosen:
-        if ":" not in name:
-            find(name)  # an unknown name is told now
-    missing = {name: reason for name in chosen if (reason := problems.get(name))}
-    present = [name for name in chosen if name not in missing]
-    report("measuring what the machine can do")
-    peaks = [roofline()]
-    backends = Processes(work, options.pythons, report)
+    workload = _workload(bundle, manifest, source, options, scratch)
+    names, not_measured = _select(bundle, options)
+    report("measuring the peak rates of this machine")
+    peaks = [measure_peak()]
+    processes = BackendProcesses(workload, options.pythons, report)
     try:
-        if options.reference:
-            backends.start(REFERENCE)
-            backends.stop()
-        # One at a time, each comes twice, for half of the rounds: so what drifts evenly cancels here, too.
-        visits = [([name], half) for half in (options.rounds // 2, -(-options.rounds // 2)) for name in present]
-        for names, rounds in visits if options.alone else [(present, options.rounds)]:
-            for name in names:
-                backends.start(name)
-            backends.draw(names, rounds)
-            backends.finish(names)
+        _measure(processes, names, options)
     finally:
-        backends.stop()
-    peaks.append(roofline())
-    # A machine that was busy at one end would be told to do less than it can.
-    rates = (max(p.flops_per_second for p in peaks), max(p.bytes_per_second for p in peaks))
-    peak = Peak(peaks[0].dtype, *rates)
-    missing |= backends.failed
-    if not backends.told:
-        told = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
-        raise KoalaError("the backends", expected="one that runs", found=told, fix="choose others")
-    wanted = backends.pictures.get(REFERENCE)
-    measured = [
-        Measured(
-            name=name,
-            cold_seconds=tuple(backends.cold[name]),
-            warm_seconds=tuple(backends.warm[name]),
-            parts=_scaled(told["parts"], float(np.median(backends.warm[name]))),
-            host_bytes=told["host_bytes"],
-            device_bytes=told["device_bytes"],
-            install_bytes=told["install_bytes"],
-            versions=told["versions"],
-            psnr=None if wanted is None else psnr(wanted, backends.pictures[name], 255.0),
-        )
-        for name, told in backends.told.items()
-    ]
+        processes.kill()
+    peaks.append(measure_peak())
+    not_measured |= processes.crashed
+    if not processes.finished:
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in not_measured.items())
+        raise KoalaError("the backends", expected="one that runs", found=reasons, fix="choose others")
+    peak = _best(peaks)
     return Results(
         schema_version=SCHEMA_VERSION,
         command=tuple(sys.argv),
-        machine=describe(),
+        machine=describe_machine(),
         peak=peak,
-        flops=picture_flops(manifest, work.steps),
-        least_seconds=least_seconds(manifest, work.steps, peak),
+        flops=picture_flops(manifest, workload.steps),
+        roofline_seconds=roofline_seconds(manifest, workload.steps, peak),
         prompt=options.prompt,
         seed=options.seed,
-        steps=work.steps,
-        guidance_scale=work.guidance_scale,
+        steps=workload.steps,
+        guidance_scale=workload.guidance_scale,
         alone=options.alone,
         profile=manifest.profile,
-        measured=tuple(measured),
-        missing=missing,
+        measured=_measurements(processes),
+        not_measured=not_measured,
     )
 
 
-def picture_flops(manifest: Manifest, steps: int) -> int:
-    """Operations of one run as it was traced, before any pass: the same work for every backend."""
-    return sum(times * counts.flops for counts, times in _traced_runs(manifest, steps))
+def _workload(bundle: Path, manifest: Manifest, source: str, options: BenchOptions, scratch: Path) -> Workload:
+    sampling = manifest.sampling
+    return Workload(
+        bundle=str(bundle),
+        source=source,
+        prompt=options.prompt,
+        seed=options.seed,
+        steps=sampling.num_inference_steps if options.steps is None else options.steps,
+        guidance_scale=sampling.guidance_scale if options.guidance_scale is None else options.guidance_scale,
+        scratch=str(scratch),
+    )
 
 
-def least_seconds(manifest: Manifest, steps: int, peak: Peak) -> float:
-    """Return the least time of one run on a machine of ``peak``, as it was traced: the roofline."""
-    # Bytes are counted in the bundle's precision; on a processor all compute in float32.
-    widened = 2 if manifest.profile.precision == "fp16" and peak.dtype == "float32" else 1
-    machine = Roofline("this machine", peak.flops_per_second, peak.bytes_per_second / widened)
-    return sum(times * counts.roofline_seconds(machine) for counts, times in _traced_runs(manifest, steps))
+def _select(bundle: Path, options: BenchOptions) -> tuple[list[str], dict[str, str]]:
+    """Return the backends to measure, and a reason for each one that cannot run here. Refuses unknown names."""
+    problems = backend_problems(bundle, options.pythons)
+    chosen = list(problems) if options.names is None else list(options.names)
+    for name in chosen:
+        if ":" not in name:
+            find_backend(name)
+    not_measured = {name: reason for name in chosen if (reason := problems.get(name))}
+    return [name for name in chosen if name not in not_measured], not_measured
 
 
-def _traced_runs(manifest: Manifest, steps: int) -> list[tuple[Counts, int]]:
-    """Return the counts of each component as it was traced, and how often a picture runs it."""
-    return [(counts, steps if name == DENOISER else 1) for name, counts in manifest.traced.items()]
+def _measure(processes: BackendProcesses, names: Sequence[str], options: BenchOptions) -> None:
+    if options.reference:
+        processes.start(REFERENCE)
+        processes.kill()
+    # With ``alone``, each backend runs twice, for half of the rounds each, so that steady drift cancels out here too.
+    halves = (options.rounds // 2, -(-options.rounds // 2))
+    visits = [([name], half) for half in halves for name in names] if options.alone else [(names, options.rounds)]
+    for group, rounds in visits:
+        for name in group:
+            processes.start(name)
+        processes.draw(group, rounds)
+        processes.finish(group)
 
 
-def _scaled(parts: dict[str, float], median: float) -> dict[str, float]:
-    """Scale the parts of one run, whatever that took, to the median run."""
-    whole = sum(parts.values())
-    return {name: seconds * median / whole for name, seconds in parts.items()}
+def _best(peaks: Sequence[Peak]) -> Peak:
+    """Return the best of each rate: other load during one of the measurements makes its rates too low."""
+    return Peak(peaks[0].dtype, max(p.flops_per_second for p in peaks), max(p.bytes_per_second for p in peaks))
+
+
+def _measurements(processes: BackendProcesses) -> tuple[Measurement, ...]:
+    reference = processes.pictures.get(REFERENCE)
+    return tuple(_measurement(processes, name, answer, reference) for name, answer in processes.finished.items())
+
+
+def _measurement(
+    processes: BackendProcesses, name: str, answer: Mapping[str, Any], reference: Pixels | None
+) -> Measurement:
+    warm = processes.warm[name]
+    phase_seconds = answer["phase_seconds"]  # of a single run; scaled to the median run
+    scale = float(np.median(warm)) / sum(phase_seconds.values())
+    return Measurement(
+        name=name,
+        cold_seconds=tuple(processes.cold[name]),
+        warm_seconds=tuple(warm),
+        phase_seconds={phase: seconds * scale for phase, seconds in phase_seconds.items()},
+        host_bytes=answer["host_bytes"],
+        device_bytes=answer["device_bytes"],
+        install_bytes=answer["install_bytes"],
+        versions=answer["versions"],
+        psnr=None if reference is None else psnr(reference, processes.pictures[name], 255.0),
+    )
 
 
 def _random_checkpoint(preset: str, precision: str, scratch: Path, report: Report) -> Path:

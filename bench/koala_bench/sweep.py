@@ -1,4 +1,4 @@
-"""How cost grows: the same measurement over several numbers of steps, batches or sizes."""
+"""Measures the same over several numbers of steps, batches or sizes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MEANINGS = {"steps": "denoising steps", "batch": "pictures per run", "size": "he
 
 @dataclass(frozen=True)
 class Sweep:
-    """``results[i]`` were measured with ``kind`` (a key of MEANINGS) at ``values[i]``."""
+    """``results[i]`` were measured at ``values[i]`` of ``kind``, a key of MEANINGS."""
 
     schema_version: int
     kind: str
@@ -28,11 +28,11 @@ class Sweep:
 
     @property
     def meaning(self) -> str:
-        """What the values are, in words."""
+        """The title of the values."""
         return MEANINGS[self.kind]
 
     def medians(self) -> dict[str, list[float | None]]:
-        """Return the median seconds of a run at each value by backend, None where it has none."""
+        """Return the median seconds of a run at each value, by backend; None where it was not measured."""
         found = [{each.name: each.quantile(0.5) for each in results.measured} for results in self.results]
         names = dict.fromkeys(name for medians in found for name in medians)
         return {name: [medians.get(name) for medians in found] for name in names}
@@ -41,26 +41,26 @@ class Sweep:
 def sweep(
     kind: str, values: Sequence[int], bundle: Path, source: str, options: BenchOptions, report: Report = no_report
 ) -> Sweep:
-    """Measure at each value; for batches and sizes bundles like ``bundle`` are exported and built for it first.
+    """Measure at each value. For batches and sizes, export and build a variant of ``bundle`` for each value first.
 
-    Raises InputError for what the caller can fix.
+    Raises as ``run`` does.
     """
     with TemporaryDirectory(prefix="koala-sweep-") as folder:
-        scratch, found = Path(folder), []
+        scratch, results = Path(folder), []
         for value in values:
             report(f"{MEANINGS[kind]}: {value}")
             if kind == "steps":
-                found.append(run(bundle, source, replace(options, steps=value), report, scratch))
+                results.append(run(bundle, source, replace(options, steps=value), report, scratch))
                 continue
             variant = _variant(kind, value, bundle, source, options.random_weights, scratch, report)
-            found.append(run(variant, source, options, report, scratch))
-        return Sweep(SCHEMA_VERSION, kind, tuple(values), tuple(found))
+            results.append(run(variant, source, options, report, scratch))
+        return Sweep(SCHEMA_VERSION, kind, tuple(values), tuple(results))
 
 
 def _variant(
     kind: str, value: int, bundle: Path, source: str, random_weights: bool, scratch: Path, report: Report
 ) -> Path:
-    """Return a bundle like ``bundle`` but for one value, with engines for the same targets."""
+    """Export a copy of ``bundle`` with another batch or size, build engines for the same targets, return its path."""
     from koala_engines.build import build_engines
     from koala_export.exporter import export_bundle, options_of
 

@@ -1,4 +1,4 @@
-"""Results as tables: for the screen, and in Markdown for a page. All figures are made into text here, once."""
+"""Results as tables, for the terminal and in Markdown. All figures are formatted here."""
 
 from __future__ import annotations
 
@@ -7,52 +7,53 @@ from collections.abc import Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from koala_bench.results import Measured, Results
+from koala_bench.backends.base import PHASES
+from koala_bench.results import Measurement, Results
 from koala_bench.sweep import Sweep
 
-SPEED = ("backend", "speed", "p50, ms", "p90", "p99", "spread", "pictures/s", "GFLOP/s", "of roofline")
-PHASES = ("backend", "text, ms", "steps", "each", "VAE", "host")
-COST = ("backend", "first, s", "memory, MB", "GPU, MB", "install, MB", "PSNR, dB")
-VERSIONS = ("backend", "versions")
+SPEED_COLUMNS = ("backend", "speed", "p50, ms", "p90", "p99", "spread", "pictures/s", "GFLOP/s", "of roofline")
+PHASE_COLUMNS = ("backend", "text, ms", "steps", "each", "VAE", "host")
+COST_COLUMNS = ("backend", "first, s", "memory, MB", "GPU, MB", "install, MB", "PSNR, dB")
+VERSION_COLUMNS = ("backend", "versions")
 
 Rows = list[tuple[str, ...]]
 
 
 def rows(results: Results) -> dict[tuple[str, ...], Rows]:
-    """Return every table, columns to rows, of which each has one per backend."""
+    """Return the rows of every table by its columns; each row is one backend."""
     return {
-        SPEED: [_speed(results, each) for each in results.measured],
-        PHASES: [_parts(results, each) for each in results.measured],
-        COST: [_cost(each) for each in results.measured],
-        VERSIONS: [
+        SPEED_COLUMNS: [_speed(results, each) for each in results.measured],
+        PHASE_COLUMNS: [_phases(results, each) for each in results.measured],
+        COST_COLUMNS: [_cost(each) for each in results.measured],
+        VERSION_COLUMNS: [
             (each.name, ", ".join(f"{package} {number}" for package, number in each.versions.items()))
             for each in results.measured
         ],
     }
 
 
-def _speed(results: Results, each: Measured) -> tuple[str, ...]:
-    median, low, high = (each.quantile(share) for share in (0.5, 0.1, 0.9))
+def _speed(results: Results, each: Measurement) -> tuple[str, ...]:
+    median, low, high = (each.quantile(p) for p in (0.5, 0.1, 0.9))
     return (
         each.name,
-        f"{results.speed(each):.2f}x",
-        *(f"{1e3 * each.quantile(share):,.1f}" for share in (0.5, 0.9, 0.99)),
+        f"{results.speedup(each):.2f}x",
+        *(f"{1e3 * each.quantile(p):,.1f}" for p in (0.5, 0.9, 0.99)),
         f"{(high - low) / median:.0%}",
         f"{results.profile.batch / median:.2f}",
         f"{results.flops / median / 1e9:,.0f}",
-        f"{results.least_seconds / median:.0%}",
+        f"{results.roofline_seconds / median:.0%}",
     )
 
 
-def _parts(results: Results, each: Measured) -> tuple[str, ...]:
-    text, steps, vae, host = (each.parts[part] for part in ("text", "steps", "vae", "host"))
+def _phases(results: Results, each: Measurement) -> tuple[str, ...]:
+    text, steps, vae, host = (each.phase_seconds[phase] for phase in PHASES)
     return each.name, *(f"{1e3 * seconds:,.1f}" for seconds in (text, steps, steps / results.steps, vae, host))
 
 
-def _cost(each: Measured) -> tuple[str, ...]:
+def _cost(each: Measurement) -> tuple[str, ...]:
     return (
         each.name,
-        f"{each.start:.2f}",
+        f"{each.first_seconds:.2f}",
         f"{each.host_bytes / 1e6:,.0f}",
         "-" if each.device_bytes is None else f"{each.device_bytes / 1e6:,.0f}",
         f"{each.install_bytes / 1e6:,.0f}",
@@ -61,21 +62,21 @@ def _cost(each: Measured) -> tuple[str, ...]:
 
 
 def tables(results: Results) -> list[Table]:
-    """Return all for the screen but the versions, which are left to the files."""
-    return [as_table(columns, each) for columns, each in rows(results).items() if columns != VERSIONS]
+    """Return the tables for the terminal: all but the versions, which only the files have."""
+    return [as_table(columns, each) for columns, each in rows(results).items() if columns != VERSION_COLUMNS]
 
 
 def markdown(results: Results) -> str:
-    """Return all for a page."""
+    """Return all tables in Markdown, with the reasons for what was not measured."""
     text = [f"{title(results)}.", *(as_markdown(columns, each) for columns, each in rows(results).items())]
-    text += [f"Not measured: {name} ({reason})." for name, reason in results.missing.items()]
+    text += [f"Not measured: {name} ({reason})." for name, reason in results.not_measured.items()]
     return "\n\n".join(text) + "\n"
 
 
 def title(results: Results, swept: str | None = None) -> str:
-    """Return in one line what was done where; ``swept`` (size, batch or steps) is left out, as it varies."""
+    """Return one line that says what was measured where, without ``swept`` (size, batch or steps), which varies."""
     profile, rounds = results.profile, len(results.baseline.warm_seconds)
-    told = {
+    facts = {
         "size": f"{profile.width} x {profile.height} px",
         "batch": f"batch {profile.batch}",
         "steps": f"{results.steps} steps",
@@ -83,12 +84,12 @@ def title(results: Results, swept: str | None = None) -> str:
         "runs": f"{rounds} runs each, {'one at a time' if results.alone else 'in turn'}",
     }
     where = results.machine.gpu or f"{results.machine.processor}, {results.machine.cores} cores"
-    what = ", ".join(text for name, text in told.items() if name != swept)
+    what = ", ".join(text for name, text in facts.items() if name != swept)
     return f"{what}; speed against {results.baseline.name}; {where}"
 
 
 def as_table(columns: Sequence[str], rows: Rows) -> Table:
-    """Return a table for the screen, figures to the right."""
+    """Return a table for the terminal, with figures aligned to the right."""
     shown = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
     shown.columns[0].no_wrap = True
     for column in shown.columns[1:]:
@@ -100,7 +101,7 @@ def as_table(columns: Sequence[str], rows: Rows) -> Table:
 
 def as_markdown(columns: Sequence[str], rows: Rows) -> str:
     """Return a table in Markdown."""
-    aligned = "|---" if columns == VERSIONS else "|---:"
+    aligned = "|---" if columns == VERSION_COLUMNS else "|---:"
     lines = [f"| {' | '.join(columns)} |", f"|---{aligned * (len(columns) - 1)}|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
@@ -114,10 +115,10 @@ def sweep_rows(swept: Sweep) -> list[tuple[str, ...]]:
 
 
 def sweep_columns(swept: Sweep) -> tuple[str, ...]:
-    """Return the names of the columns."""
+    """Return the column titles of a sweep's table."""
     return (f"ms by {swept.meaning}", *map(str, swept.values))
 
 
 def sweep_markdown(swept: Sweep) -> str:
-    """Return the table for a page."""
+    """Return the table of a sweep in Markdown."""
     return f"{title(swept.results[0], swept.kind)}.\n\n{as_markdown(sweep_columns(swept), sweep_rows(swept))}\n"

@@ -15,14 +15,26 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from koala_bench.backends.registry import backend_problems
+from koala_bench.cost import picture_flops, roofline_seconds
 from koala_bench.hardware import install_bytes
-from koala_bench.registry import available
+from koala_bench.readme import BEGIN, END, readme_table, replace_table
 from koala_bench.report import save, save_sweep
-from koala_bench.results import Peak, Results, changes, load
-from koala_bench.runner import BenchOptions, least_seconds, picture_flops, run
+from koala_bench.results import Peak, Results, ResultsError, changes, load
+from koala_bench.runner import BenchOptions, run
 from koala_bench.sweep import Sweep, sweep
-from koala_bench.tables import COST, PHASES, SPEED, VERSIONS, markdown, rows, sweep_columns, sweep_rows, tables
-from koala_bundle.errors import ArgumentError, BundleError, KoalaError
+from koala_bench.tables import (
+    COST_COLUMNS,
+    PHASE_COLUMNS,
+    SPEED_COLUMNS,
+    VERSION_COLUMNS,
+    markdown,
+    rows,
+    sweep_columns,
+    sweep_rows,
+    tables,
+)
+from koala_bundle.errors import ArgumentError, KoalaError
 from koala_bundle.manifest import read_manifest
 from koala_cli.main import run_app
 from tests.support.fake_backends import DELAY
@@ -59,28 +71,30 @@ def results(paths: tuple[Path, str]) -> Results:
         return run(*paths, replace(plan, names=(*names, *plan.names)))  # type: ignore[misc]
 
 
-def test_a_known_delay_is_what_is_told(results: Results) -> None:
+def test_a_known_delay_is_what_is_measured(results: Results) -> None:
     slow, quick = results.of(f"{FAKE}Slow"), results.of(f"{FAKE}Quick")
     for each, delay in ((slow, DELAY), (quick, DELAY / 2)):
         assert delay <= each.quantile(0.5) < delay + 0.02
-        assert sum(each.parts.values()) == pytest.approx(each.quantile(0.5))
-        assert each.start > each.quantile(0.5)
+        assert sum(each.phase_seconds.values()) == pytest.approx(each.quantile(0.5))
+        assert each.first_seconds > each.quantile(0.5)
     assert len(slow.warm_seconds) == 8
-    assert results.speed(quick) / results.speed(slow) == pytest.approx(2, rel=0.3)
+    assert results.speedup(quick) / results.speedup(slow) == pytest.approx(2, rel=0.3)
 
 
 def test_a_crash_leaves_the_others(results: Results) -> None:
-    assert "its process ended with code 3: the wheels came off" in results.missing[f"{FAKE}Crashing"]
+    assert "its process ended with code 3: the wheels came off" in results.not_measured[f"{FAKE}Crashing"]
     others = {f"{FAKE}{name}" for name in ("Slow", "Quick", "Prepared", "Large")}
     assert {each.name for each in results.measured} == {"koala:cpu", "onnxruntime:cpu", *others}
 
 
 def test_what_cannot_run_is_listed_with_the_reason(results: Results, paths: tuple[Path, str]) -> None:
-    assert "NVIDIA driver" in results.missing["koala:tensorrt"]
-    told = available(paths[0])
-    assert told["onnxruntime:cuda"] == "this ONNX Runtime has no CUDAExecutionProvider"
-    assert told["optimum-onnx"] is None or "docs/benchmarks.md" in told["optimum-onnx"]
-    assert available(paths[0], ["optimum-onnx"])["optimum-onnx"] is None, "its own Python will tell"
+    assert "NVIDIA driver" in results.not_measured["koala:tensorrt"]
+    problems = backend_problems(paths[0])
+    assert problems["onnxruntime:cuda"] == "this ONNX Runtime has no CUDAExecutionProvider"
+    for name in ("optimum-onnx", "openvino-genai"):
+        problem = problems[name]
+        assert problem is None or "docs/benchmarks.md" in problem
+        assert backend_problems(paths[0], [name])[name] is None, "its own Python is not examined"
 
 
 def test_pictures_are_compared_with_float32_pytorch(results: Results) -> None:
@@ -99,7 +113,7 @@ def test_memory_is_that_of_the_process_alone(results: Results) -> None:
 
 
 def test_preparing_is_not_timed(results: Results) -> None:
-    assert results.of(f"{FAKE}Prepared").start < 3
+    assert results.of(f"{FAKE}Prepared").first_seconds < 3
     assert results.of(f"{FAKE}Prepared").host_bytes < 120e6
 
 
@@ -111,9 +125,9 @@ def test_installations_and_operations_are_counted(results: Results, paths: tuple
     rest = sum(counts.flops for name, counts in manifest.traced.items() if name != "denoiser")
     assert results.flops == picture_flops(manifest, 2) == rest + 2 * manifest.traced["denoiser"].flops
     ours = results.of("koala:cpu").quantile(0.5)
-    assert results.flops / results.peak.flops_per_second <= results.least_seconds < ours
+    assert results.flops / results.peak.flops_per_second <= results.roofline_seconds < ours
     no_bound = Peak("float32", results.peak.flops_per_second, float("inf"))
-    assert least_seconds(manifest, 2, no_bound) == pytest.approx(results.flops / results.peak.flops_per_second)
+    assert roofline_seconds(manifest, 2, no_bound) == pytest.approx(results.flops / results.peak.flops_per_second)
 
 
 def test_interleaving_cancels_a_drift(paths: tuple[Path, str]) -> None:
@@ -121,13 +135,13 @@ def test_interleaving_cancels_a_drift(paths: tuple[Path, str]) -> None:
     drifting = run(*paths, fakes("Drifting", "DriftingSlow", rounds=10, steps=1))
     quick, slow = (drifting.of(f"{FAKE}{name}") for name in ("Drifting", "DriftingSlow"))
     assert quick.warm_seconds[-1] > 1.1 * quick.warm_seconds[0], "it does drift"
-    assert 1 / drifting.speed(slow) == pytest.approx(2, rel=0.15)
+    assert 1 / drifting.speedup(slow) == pytest.approx(2, rel=0.15)
 
 
 def test_one_at_a_time(paths: tuple[Path, str]) -> None:
-    told: list[str] = []
-    alone = run(*paths, fakes("Quick", "Slow", rounds=3, alone=True), told.append)
-    order = [line.rpartition(":")[2] for line in told if line.startswith("round")]
+    reported: list[str] = []
+    alone = run(*paths, fakes("Quick", "Slow", rounds=3, alone=True), reported.append)
+    order = [line.rpartition(":")[2] for line in reported if line.startswith("round")]
     assert order == ["Quick"] * 2 + ["Slow"] * 2 + ["Quick"] * 3 + ["Slow"] * 3, "with a warm-up each time"
     assert [len(each.warm_seconds) for each in alone.measured] == [3, 3]
     assert [len(each.cold_seconds) for each in alone.measured] == [2, 2]
@@ -140,19 +154,19 @@ def test_another_python(paths: tuple[Path, str], tmp_path: Path) -> None:
     python.write_text(f'#!/bin/sh\necho "$4" >> {tmp_path}/used\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
     plan = fakes("Quick", "Slow", rounds=2, pythons={f"{FAKE}Slow": str(python)})
-    assert run(*paths, plan).missing == {}
+    assert run(*paths, plan).not_measured == {}
     assert len((tmp_path / "used").read_text().splitlines()) == 2, "prepared and measured there, and it alone"
 
 
 def test_every_way_of_showing_says_the_same(results: Results, tmp_path: Path) -> None:
     files = save(results, tmp_path / "out")
     assert load(tmp_path / "out" / "results.json") == results
-    text, told = markdown(results), rows(results)
-    assert [*told] == [SPEED, PHASES, COST, VERSIONS]
-    for columns, each in told.items():
+    text, by_columns = markdown(results), rows(results)
+    assert [*by_columns] == [SPEED_COLUMNS, PHASE_COLUMNS, COST_COLUMNS, VERSION_COLUMNS]
+    for columns, each in by_columns.items():
         assert f"| {' | '.join(columns)} |" in text
         assert all(f"| {' | '.join(row)} |" in text for row in each)
-    for shown, (columns, each) in zip(tables(results), told.items(), strict=False):
+    for shown, (columns, each) in zip(tables(results), by_columns.items(), strict=False):
         assert [str(column.header) for column in shown.columns] == [*columns]
         assert [next(iter(column.cells)) for column in shown.columns] == [*each[0]]
     svg = (tmp_path / "out" / "results.svg").read_text(encoding="utf-8")
@@ -188,8 +202,14 @@ def test_compare_knows_the_noise(results: Results, tmp_path: Path, capsys: pytes
     assert run_app(["compare", str(tmp_path / "a/results.json"), str(tmp_path / "b/results.json")]) == 0
     assert "2.00x faster" in capsys.readouterr().out
     (tmp_path / "b" / "results.json").write_text(json.dumps({"schema_version": 1}))
-    with pytest.raises(BundleError, match="expected results of `koala bench`"):
-        load(tmp_path / "b" / "results.json")
+    (tmp_path / "b" / "results.md").rename(tmp_path / "b" / "not.json")
+    for name, found in (
+        ("results.json", "schema version 1"),
+        ("not.json", "Extra data"),
+        ("none.json", "No such"),
+    ):
+        with pytest.raises(ResultsError, match=f"expected a results.json of `koala bench`.*found .*{found}"):
+            load(tmp_path / "b" / name)
 
 
 def test_a_sweep_over_steps(paths: tuple[Path, str], tmp_path: Path) -> None:
@@ -216,7 +236,7 @@ def test_sweeps_over_batches_and_sizes(paths: tuple[Path, str]) -> None:
         swept: Sweep = sweep(kind, values, *paths, plan)
         assert [(p.batch, p.height, p.width) for p in (each.profile for each in swept.results)] == shapes[kind]
         for each in swept.results:
-            assert each.missing == {}
+            assert each.not_measured == {}
             assert all((one.psnr or 0) > 40 for one in each.measured)
 
 
@@ -262,12 +282,44 @@ def test_the_page_says_what_was_measured(path: Path) -> None:
         assert f"../bench/results/{path.parent.name}/{plot}" in page
 
 
+def test_the_readme_says_what_was_measured(results: Results) -> None:
+    """The README's table is made of koala-tiny's results.json; ``make bench`` writes both."""
+    page = (ROOT / "README.md").read_text(encoding="utf-8")
+    published = readme_table(load(ROOT / "bench" / "results" / "cpu-koala-tiny" / "results.json"))
+    assert replace_table(page, published) == page
+    other = replace_table(page, readme_table(results))
+    assert other != page
+    assert replace_table(other, published) == page, "nothing but the table changes"
+    slow = results.of(f"{FAKE}Slow")
+    figures = (1e3 * slow.quantile(0.5), slow.host_bytes / 1e6, slow.install_bytes / 1e6)
+    median, memory, install = (f"{figure:,.0f}" for figure in figures)
+    assert f"| {FAKE}Slow | {median} | {slow.first_seconds:.1f} | {memory} | {install} |" in other
+    for broken in (page.replace(BEGIN, ""), page.replace(END, "")):
+        with pytest.raises(ArgumentError, match="found a page without them"):
+            replace_table(broken, published)
+
+
 @pytest.mark.full
 def test_diffusers_eager_and_compiled(paths: tuple[Path, str]) -> None:
     plan = BenchOptions(names=("diffusers", "diffusers-compile", "koala:cpu"), prompt="a cat", rounds=2, steps=2)
     results = run(*paths, plan)
-    assert results.missing == {}
+    assert results.not_measured == {}
     for each in results.measured:
         assert (each.psnr or 0) > 40
-        assert all(seconds >= 0 for seconds in each.parts.values())
-        assert each.parts["steps"] > 0
+        assert all(seconds >= 0 for seconds in each.phase_seconds.values())
+        assert each.phase_seconds["steps"] > 0
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("name", "folder"), [("optimum-onnx", "optimum"), ("openvino-genai", "openvino")])
+def test_backends_with_a_python_of_their_own(name: str, folder: str, paths: tuple[Path, str]) -> None:
+    python = ROOT / "build" / folder / "bin" / "python"
+    if not python.exists():
+        pytest.skip(f"`make build/{folder}/ready` makes its environment")
+    plan = BenchOptions(names=(name,), prompt="a cat", rounds=2, steps=3, pythons={name: str(python)})
+    results = run(*paths, plan)
+    assert results.not_measured == {}
+    (measured,) = results.measured
+    assert (measured.psnr or 0) > 45, "the same tokens, noise and sampler, in float32"
+    assert all(measured.phase_seconds[phase] > 0 for phase in ("text", "steps", "vae"))
+    assert measured.versions.keys() >= {name}

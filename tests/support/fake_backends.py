@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from koala_bench.backends import Work
+from koala_bench.backends.base import Workload
 from koala_bundle.manifest import read_manifest
 
 DELAY = 0.06  # seconds
@@ -21,15 +21,15 @@ class Quick:
     packages = ("pillow",)
     delay = DELAY / 2
 
-    def __init__(self, work: Work) -> None:
-        profile = read_manifest(Path(work.bundle)).profile
+    def __init__(self, workload: Workload) -> None:
+        profile = read_manifest(Path(workload.bundle)).profile
         self._shape = (profile.batch, profile.height, profile.width, 3)
 
     def draw(self) -> NDArray[np.uint8]:
         time.sleep(self.delay)
         return np.full(self._shape, 128, np.uint8)
 
-    def parts(self) -> dict[str, float]:
+    def phase_seconds(self) -> dict[str, float]:
         return {"text": self.delay / 8, "steps": self.delay / 2, "vae": self.delay / 4, "host": self.delay / 8}
 
 
@@ -67,23 +67,23 @@ class Prepared(Quick):
     """Counts how often it was prepared, and takes long for it."""
 
     @staticmethod
-    def prepare(work: Work) -> None:
+    def prepare(workload: Workload) -> None:
         time.sleep(3)
-        times = Path(work.scratch) / "times"
+        times = Path(workload.scratch) / "times"
         times.write_text(times.read_text() + "." if times.exists() else ".")
 
 
 class Large(Quick):
     """Holds 200 MB, and did not inherit them."""
 
-    def __init__(self, work: Work) -> None:
-        super().__init__(work)
+    def __init__(self, workload: Workload) -> None:
+        super().__init__(workload)
         self._held = np.ones(200_000_000, np.uint8)
 
 
 class PerStep(Quick):
     """Takes a delay for each step."""
 
-    def __init__(self, work: Work) -> None:
-        super().__init__(work)
-        self.delay = DELAY * work.steps
+    def __init__(self, workload: Workload) -> None:
+        super().__init__(workload)
+        self.delay = DELAY * workload.steps

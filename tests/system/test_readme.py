@@ -94,7 +94,7 @@ def test_bench_gpu_works_to_the_last_file(workspace: tuple[Path, dict[str, str]]
     assert made == {stem + ending for stem in ("results", "sweep-steps") for ending in endings}
     results = load(folder / "measured-gpu" / "results.json")
     assert {each.name for each in results.measured} == {"koala:simulated", "onnxruntime:cpu"}
-    assert results.missing == {}
+    assert results.not_measured == {}
     assert all((each.psnr or 0) > 40 for each in results.measured)
 
 

@@ -20,9 +20,10 @@ from koala_bundle.manifest import read_manifest
 from koala_bundle.targets import CPU
 from koala_cli.main import run_app
 from koala_engines.build import build_engines
-from koala_verify import likeness
+from koala_verify import perceptual
 from koala_verify.page import difference_map, page
-from koala_verify.verify import psnr, verify
+from koala_verify.pixels import psnr
+from koala_verify.verify import verify
 from tests.support.checkpoints import SHAPES, save_clip_tokenizers
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -36,15 +37,15 @@ def test_a_right_bundle_passes(
 ) -> None:
     if precision == "fp16" and SHAPES[shape].force_upcast:
         pytest.skip("its pictures overflow float16 by intention; test_rescale is about that")
-    findings = verify(bundle(shape, precision=precision), str(checkpoint(shape)))
-    assert findings.failures == []
-    assert {output.component for output in findings.outputs} == {
+    verification = verify(bundle(shape, precision=precision), str(checkpoint(shape)))
+    assert verification.failures == []
+    assert {output.component for output in verification.outputs} == {
         *("text_encoder", "text_encoder_2", "denoiser", "vae_decoder")
     }
-    assert {output.runner for output in findings.outputs} == {"onnx", "cpu"}
-    assert len(findings.outputs) == 2 * 5
-    assert len(findings.pictures) == len(findings.pairs) == 3
-    for output in findings.outputs:
+    assert {output.runner for output in verification.outputs} == {"onnx", "cpu"}
+    assert len(verification.outputs) == 2 * 5
+    assert len(verification.pictures) == len(verification.pairs) == 3
+    for output in verification.outputs:
         assert output.not_finite == 0
         assert output.psnr > (80 if precision == "fp32" else 40) or output.tensor == "images"
 
@@ -84,17 +85,17 @@ def test_a_wrong_weight_is_named(
     html = tmp_path / "page.html"
     assert run_app(["verify", str(checkpoint(SHAPE)), str(copy), "--json", "--html", str(html)]) == 1
     shown = capsys.readouterr()
-    told = json.loads(shown.out)
-    assert told["passed"] is False
+    found = json.loads(shown.out)
+    assert found["passed"] is False
     assert f"found differences in {named}" in " ".join(shown.err.split())
-    wrong = {output["component"] for output in told["outputs"] if not output["passed"]}
+    wrong = {output["component"] for output in found["outputs"] if not output["passed"]}
     assert wrong == {component}, "and no other"
     page = html.read_text(encoding="utf-8")
     assert page.count("<img") == 9
     assert named in page
 
 
-def test_a_wrong_plan_is_told_from_a_wrong_graph(
+def test_a_wrong_plan_and_a_wrong_graph_are_distinguished(
     bundle: Callable[..., Path], checkpoint: Callable[[str], Path], tmp_path: Path
 ) -> None:
     """The engines were built from another graph than the one that is there now: only the plan differs."""
@@ -105,9 +106,9 @@ def test_a_wrong_plan_is_told_from_a_wrong_graph(
     shutil.copytree(right / "onnx", copy / "onnx", dirs_exist_ok=True)
     shutil.copy(right / "manifest.json", copy / "manifest.json")
     record = copy / "engines" / "cpu" / "engine.json"
-    told = json.loads(record.read_text())
-    told["key"]["onnx"] = read_manifest(right).onnx_digests()
-    write_json(record, told)
+    content = json.loads(record.read_text())
+    content["key"]["onnx"] = read_manifest(right).onnx_digests()
+    write_json(record, content)
     failures = verify(copy, str(checkpoint(SHAPE))).failures
     assert failures[0] == "text_encoder: hidden_states (cpu)"
     assert not [failure for failure in failures if "(onnx)" in failure]
@@ -154,14 +155,14 @@ def test_psnr_and_difference_maps() -> None:
 def test_figures_of_networks_that_are_not_there_are_left_out_with_the_reason(
     bundle: Callable[..., Path], checkpoint: Callable[[str], Path]
 ) -> None:
-    findings = verify(bundle(SHAPE), str(checkpoint(SHAPE)))
-    assert "lpips cannot be imported" in findings.left_out["LPIPS"]
-    assert "`hf download openai/clip-vit-base-patch16` brings it" in findings.left_out["CLIP score"]
-    assert {(picture.lpips, picture.clip_scores) for picture in findings.pictures} == {(None, None)}
-    text = page(findings)
+    verification = verify(bundle(SHAPE), str(checkpoint(SHAPE)))
+    assert "lpips cannot be imported" in verification.skipped["LPIPS"]
+    assert "`hf download openai/clip-vit-base-patch16` downloads it" in verification.skipped["CLIP score"]
+    assert {(picture.lpips, picture.clip_scores) for picture in verification.pictures} == {(None, None)}
+    text = page(verification)
     assert "Without LPIPS: the package" in text
-    scored = replace(findings.pictures[0], lpips=0.25, clip_scores=(30.5, 29.5))
-    text = page(replace(findings, pictures=(scored, *findings.pictures[1:])))
+    scored = replace(verification.pictures[0], lpips=0.25, clip_scores=(30.5, 29.5))
+    text = page(replace(verification, pictures=(scored, *verification.pictures[1:])))
     assert ", LPIPS 0.2500, CLIP score 30.50 and 29.50:" in text
 
 
@@ -182,13 +183,13 @@ def test_clip_scores_are_a_cosine(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     processor = CLIPProcessor(CLIPImageProcessor(**edges), tokenizer)
     for each in (model, processor):
         each.save_pretrained(tmp_path / "clip")
-    monkeypatch.setattr(likeness, "CLIP", str(tmp_path / "clip"))
-    score = likeness.open_clip_score()
+    monkeypatch.setattr(perceptual, "CLIP", str(tmp_path / "clip"))
+    score = perceptual.open_clip_score()
     assert not isinstance(score, str)
     picture = np.random.default_rng(0).integers(0, 256, (48, 48, 3)).astype(np.uint8)
     with torch.no_grad():
-        told = processor(text=["a cat"], images=[picture], return_tensors="pt")
-        one, other = model(**told).image_embeds[0], model(**told).text_embeds[0]
+        inputs = processor(text=["a cat"], images=[picture], return_tensors="pt")
+        one, other = model(**inputs).image_embeds[0], model(**inputs).text_embeds[0]
     cosine = float(one @ other / (one.norm() * other.norm()))
     assert score(picture, "a cat") == pytest.approx(max(0.0, 100 * cosine), abs=1e-4)
     assert len({score(picture, prompt) for prompt in ("a cat", "a red circle", "a koala in a tree")}) > 1

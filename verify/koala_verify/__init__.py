@@ -1,5 +1,7 @@
 """Proof of a bundle against its checkpoint.
 
-- ``verify``: every component and whole pictures, PyTorch against ONNX against plans; ``page``: as one HTML file
-- ``reference``: diffusers' own pipeline; ``pixels``, ``likeness``: how far apart two pictures are
+- ``verify``: compares every component and whole pictures, PyTorch against ONNX against engines
+- ``comparison``: the figures and their bounds; ``page``: the same as one HTML file
+- ``reference``: diffusers' pictures; ``single``: runs single components of a bundle
+- ``pixels``, ``perceptual``: how far apart two pictures are, by pixel and to neural networks
 """

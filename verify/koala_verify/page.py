@@ -1,4 +1,4 @@
-"""What ``koala verify`` found, as one HTML file that needs nothing else: tables, pictures, difference maps."""
+"""A verification as one self-contained HTML file: tables, pictures, difference maps."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from koala_verify.comparison import Verification
 from koala_verify.pixels import Pixels
-from koala_verify.verify import Findings
 
-MOST = 16  # a difference of so many levels, or more, is white in a difference map
+WHITE_LEVEL = 16
+"""The difference, of 255 levels, from which on a difference map is white."""
 
 
-def page(findings: Findings) -> str:
-    """Return the page."""
+def page(verification: Verification) -> str:
+    """Return the page as HTML."""
     shown = [
         {
-            "told": told,
-            "images": [_data_url(image) for image in (reference, ours, difference_map(reference, ours))],
+            "figures": figures,
+            "images": [_data_url(image) for image in (reference, picture, difference_map(reference, picture))],
         }
-        for told, (reference, ours) in zip(findings.pictures, findings.pairs, strict=True)
+        for figures, (reference, picture) in zip(verification.pictures, verification.pairs, strict=True)
     ]
     environment = Environment(loader=PackageLoader("koala_verify", "."), autoescape=True, undefined=StrictUndefined)
-    return environment.get_template("page.html").render(findings=findings, shown=shown, most=MOST)
+    return environment.get_template("page.html").render(verification=verification, shown=shown, white_level=WHITE_LEVEL)
 
 
-def difference_map(reference: Pixels, ours: Pixels) -> Pixels:
-    """Return the largest difference of each pixel's channels, 0 to MOST levels as black to white, uint8 [H, W]."""
-    difference = np.abs(reference.astype(int) - ours.astype(int)).max(-1)
-    shown: Pixels = (np.minimum(difference, MOST) * 255 // MOST).astype(np.uint8)
+def difference_map(reference: Pixels, picture: Pixels) -> Pixels:
+    """Return the largest difference of each pixel's channels, uint8 [H, W]; WHITE_LEVEL levels or more are white."""
+    difference = np.abs(reference.astype(int) - picture.astype(int)).max(-1)
+    shown: Pixels = (np.minimum(difference, WHITE_LEVEL) * 255 // WHITE_LEVEL).astype(np.uint8)
     return shown
 
 

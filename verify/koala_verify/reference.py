@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from koala_bundle.manifest import Manifest
 from koala_export.checkpoint import MODELS, FolderCheckpoint
+from koala_verify.pixels import Pixels
 
 
 def open_diffusers(checkpoint: FolderCheckpoint, manifest: Manifest, dtype: Any) -> Any:
-    """Return a StableDiffusionXLPipeline in ``dtype`` on the processor."""
+    """Return a StableDiffusionXLPipeline in ``dtype`` on the CPU."""
     from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
 
     models = {name: checkpoint.load(name, dtype) for name in MODELS}
@@ -18,3 +22,23 @@ def open_diffusers(checkpoint: FolderCheckpoint, manifest: Manifest, dtype: Any)
     spacing = manifest.spec.scheduler.timestep_spacing
     pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing=spacing)
     return pipe
+
+
+def draw_reference(checkpoint: FolderCheckpoint, manifest: Manifest, cases: Sequence[tuple[str, int]]) -> list[Pixels]:
+    """Draw the picture of each prompt and seed, one at a time, in float32 with the bundle's steps and guidance."""
+    import torch
+
+    pipe = open_diffusers(checkpoint, manifest, torch.float32)
+    profile, sampling = manifest.profile, manifest.sampling
+    pictures = []
+    for prompt, seed in cases:
+        image = pipe(
+            prompt,
+            height=profile.height,
+            width=profile.width,
+            num_inference_steps=sampling.num_inference_steps,
+            guidance_scale=sampling.guidance_scale,
+            generator=torch.Generator().manual_seed(seed),
+        ).images[0]
+        pictures.append(np.asarray(image))
+    return pictures

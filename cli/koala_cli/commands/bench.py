@@ -26,8 +26,8 @@ def bench(
     backend: Annotated[
         list[str] | None,
         option(
-            "diffusers, diffusers-compile, optimum-onnx, onnxruntime:PROVIDER, koala:TARGET or module:Class; "
-            "repeatable. Default: all.",
+            "diffusers, diffusers-compile, optimum-onnx, openvino-genai, onnxruntime:PROVIDER, koala:TARGET or "
+            "module:Class; repeatable. Default: all.",
             metavar="<NAME>",
         ),
     ] = None,
@@ -101,23 +101,23 @@ def _print_results(results: Results) -> None:
     say(title(results))
     for each in tables(results):
         say_figures(each)
-    _print_missing(results.missing)
+    _print_not_measured(results.not_measured)
 
 
 def _print_sweeps(sweeps: Sequence[Sweep]) -> None:
     from koala_bench.tables import as_table, sweep_columns, sweep_rows, title
 
-    missing: dict[str, str] = {}
+    not_measured: dict[str, str] = {}
     for each in sweeps:
         say(title(each.results[0], each.kind))
         say_figures(as_table(sweep_columns(each), sweep_rows(each)))
         for results in each.results:
-            missing |= results.missing
-    _print_missing(missing)
+            not_measured |= results.not_measured
+    _print_not_measured(not_measured)
 
 
-def _print_missing(missing: dict[str, str]) -> None:
-    for name, reason in missing.items():
+def _print_not_measured(reasons: dict[str, str]) -> None:
+    for name, reason in reasons.items():
         say(f"not measured: {name} ({reason})")
 
 

@@ -15,7 +15,7 @@ from koala_cli.options import AsJson, Bundle, OriginalSource, RunTarget, option
 from koala_cli.screen import reported_lines, say, say_json, stdout, table
 
 if TYPE_CHECKING:
-    from koala_verify.verify import Findings
+    from koala_verify.comparison import Verification
 
 
 def verify(
@@ -57,7 +57,7 @@ def verify(
         )
 
 
-def _print(findings: Findings) -> None:
+def _print(findings: Verification) -> None:
     outputs = table("component", "output", "by", "error", "cosine", "dB", "")
     for each in findings.outputs:
         verdict = _verdict(each.passed)
@@ -84,7 +84,7 @@ def _print(findings: Findings) -> None:
         )
         pictures.add_row(picture.prompt, str(picture.seed), *figures, _verdict(picture.passed))
     stdout.print(pictures)
-    for name, why in findings.left_out.items():
+    for name, why in findings.skipped.items():
         say(f"without {name}: {why}")
 
 

@@ -1,4 +1,4 @@
-"""Our runtime as a backend: with the plans of a target, and with ONNX Runtime in their place."""
+"""koala-trt's runtime as a backend: with the engines of a target, or with plain ONNX Runtime in their place."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from koala_bench.backends import HOST, PROVIDERS, STEPS, TEXT, VAE, Work
+from koala_bench.backends.base import HOST, STEPS, TEXT, VAE, Workload
 from koala_bundle.targets import find_target
 from koala_runtime import Pipeline
 from koala_runtime.devices.base import HostGraphs
@@ -18,50 +18,52 @@ from koala_runtime.executor import Executor
 from koala_runtime.selection import EngineSet
 from koala_verify.pixels import Pixels
 
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider", "tensorrt": "TensorrtExecutionProvider"}
+
 
 class Koala:
-    """The runtime with the plans of a target."""
+    """The runtime with the bundle's engines for ``target``."""
 
     packages: tuple[str, ...] = ("koala-trt",)
 
-    def __init__(self, work: Work, target: str) -> None:
-        self._start(work, Pipeline(work.bundle, target))
+    def __init__(self, workload: Workload, target: str) -> None:
+        self._start(workload, Pipeline(workload.bundle, target))
         if find_target(target, simulated=True).needs_gpu:
             self.packages = ("koala-trt", "cuda-bindings", {"rtx": "tensorrt-rtx-cu13"}.get(target, target))
 
-    def _start(self, work: Work, pipe: Pipeline) -> None:
-        self._work, self._pipe = work, pipe
-        self._prompts = [work.prompt] * pipe.manifest.profile.batch
+    def _start(self, workload: Workload, pipe: Pipeline) -> None:
+        self._workload, self._pipe = workload, pipe
+        self._prompts = [workload.prompt] * pipe.manifest.profile.batch
 
     def draw(self) -> Pixels:
         """Return the pictures."""
         return np.stack([np.asarray(image) for image in self._pipe(self._prompts, **self._arguments()).images])
 
-    def parts(self) -> dict[str, float]:
-        """Return the seconds of each of PARTS."""
+    def phase_seconds(self) -> dict[str, float]:
+        """Return the seconds of each phase."""
         started = time.perf_counter()
         timings = self._pipe(self._prompts, timings=True, **self._arguments()).timings or {}
-        whole = time.perf_counter() - started
-        known = {
+        total = time.perf_counter() - started
+        measured = {
             TEXT: sum(sum(timings.get(name, ())) for name in ("text_encoder", "text_encoder_2", "prologue")),
             STEPS: sum(timings["denoiser"]),
             VAE: sum(timings["vae_decoder"]),
         }
-        return {**known, HOST: whole - sum(known.values())}
+        return {**measured, HOST: total - sum(measured.values())}
 
     def _arguments(self) -> dict[str, Any]:
-        work = self._work
-        return {"num_inference_steps": work.steps, "guidance_scale": work.guidance_scale, "seed": work.seed}
+        workload = self._workload
+        return {"num_inference_steps": workload.steps, "guidance_scale": workload.guidance_scale, "seed": workload.seed}
 
 
 class OnnxRuntime(Koala):
-    """The bundle's ONNX files in ONNX Runtime as they are, in our loop: what our own plans bring over that.
+    """The bundle's ONNX files in plain ONNX Runtime, run by the same loop: shows what compiled engines add.
 
-    With the CUDA and TensorRT providers tensors stay on the GPU, and ONNX Runtime's work is enqueued on our stream, but
-    not captured.
+    With the CUDA and TensorRT providers, tensors stay on the GPU and ONNX Runtime enqueues its work on the same stream,
+    but no CUDA graph is captured.
     """
 
-    def __init__(self, work: Work, provider: str) -> None:
+    def __init__(self, workload: Workload, provider: str) -> None:
         on_gpu = provider != "cpu"
         self.packages = ("onnxruntime-gpu" if on_gpu else "onnxruntime", "tokenizers")
 
@@ -71,15 +73,15 @@ class OnnxRuntime(Koala):
             device: CpuDevice | CudaDevice = CpuDevice()
             providers: list[Any] = [PROVIDERS["cpu"]]
             if on_gpu:
-                device = _Uncaptured()
+                device = _UncapturedCudaDevice()
                 stream = {"user_compute_stream": str(device.stream)}
                 chain = ("tensorrt", "cuda") if provider == "tensorrt" else ("cuda",)
                 providers = [*((PROVIDERS[name], stream) for name in chain), *providers]
             memory = "cuda" if on_gpu else "cpu"
             return Executor(device, lambda name: OrtEngine(files[name], providers, memory), [*files], half)
 
-        self._start(work, Pipeline(Path(work.bundle), "cpu", executor=executor))
+        self._start(workload, Pipeline(Path(workload.bundle), "cpu", executor=executor))
 
 
-class _Uncaptured(HostGraphs, CudaDevice):
-    """A GPU on which a graph is the list of its work."""
+class _UncapturedCudaDevice(HostGraphs, CudaDevice):
+    """A GPU whose graphs are lists of calls instead of captured CUDA graphs."""

@@ -1,0 +1,76 @@
+"""Backends by name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Collection
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from koala_bench.backends.base import REFERENCE
+from koala_bundle.engine_record import engine_folder
+from koala_bundle.errors import ArgumentError
+from koala_bundle.targets import TARGETS, Target
+from koala_runtime.opening import obstacle
+
+_CLASSES = {
+    "diffusers": "koala_bench.backends.diffusers:Diffusers",
+    "diffusers-compile": "koala_bench.backends.diffusers:DiffusersCompiled",
+    "optimum-onnx": "koala_bench.backends.optimum:OptimumOnnx",
+    "openvino-genai": "koala_bench.backends.openvino:OpenVinoGenAI",
+    REFERENCE: "koala_bench.backends.diffusers:Reference",
+}
+_OWN_PYTHON = {"optimum-onnx": "optimum", "openvino-genai": "openvino_genai"}
+"""Backends that usually run in a Python environment of their own, with a module that each needs."""
+
+
+def find_backend(name: str) -> Any:
+    """Return the class, or a function, that makes the backend ``name`` from a Workload.
+
+    ``name`` may also be ``module:Class``. Raises ArgumentError if there is no such backend.
+    """
+    kind, _, rest = name.partition(":")
+    if kind == "koala":
+        from koala_bench.backends.koala import Koala
+
+        return lambda workload: Koala(workload, rest)
+    if kind == "onnxruntime":
+        from koala_bench.backends.koala import OnnxRuntime
+
+        return lambda workload: OnnxRuntime(workload, rest)
+    if not rest and name not in _CLASSES:
+        raise ArgumentError(
+            "backend",
+            expected=f"one of {', '.join(_CLASSES)}, onnxruntime:PROVIDER, koala:TARGET or module:Class",
+            found=repr(name),
+            fix="pass one of these",
+        )
+    module, _, attribute = _CLASSES.get(name, name).partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def backend_problems(bundle: Path, with_own_python: Collection[str] = ()) -> dict[str, str | None]:
+    """Return every backend's name with the reason why it cannot run here; None if it can.
+
+    Those in ``with_own_python`` run in another Python environment, which is not examined.
+    """
+    import onnxruntime
+
+    from koala_bench.backends.koala import PROVIDERS
+
+    reasons: dict[str, str | None] = dict.fromkeys(("diffusers", "diffusers-compile"))
+    for name, module in _OWN_PYTHON.items():
+        reasons[name] = None if find_spec(module) else "not installed here; see docs/benchmarks.md"
+    present = onnxruntime.get_available_providers()
+    for name, provider in PROVIDERS.items():
+        reasons[f"onnxruntime:{name}"] = None if provider in present else f"this ONNX Runtime has no {provider}"
+    for target in TARGETS:
+        reasons[f"koala:{target}"] = _target_problem(bundle, target)
+    return reasons | dict.fromkeys(with_own_python)
+
+
+def _target_problem(bundle: Path, target: Target) -> str | None:
+    if reason := obstacle(target):
+        return reason
+    return None if engine_folder(bundle, target).is_dir() else "the bundle has no engines for it"
