@@ -10,14 +10,14 @@ RESULTS ?= bench/results/gpu-$(notdir $(MODEL))
 STEPS   ?= 1,4,10,25
 BENCH   ?=
 # TensorRT is installed where there is an NVIDIA driver to build with.
-EXTRAS ?= export,rtx,bench,dev$(if $(shell command -v nvidia-smi 2>/dev/null),$(comma)tensorrt)
+EXTRAS ?= export,rtx,bench,dev,docs$(if $(shell command -v nvidia-smi 2>/dev/null),$(comma)tensorrt)
 
 comma := ,
 BIN   := .venv/bin
 READY := .venv/ready
 OPTIMUM := build/optimum/ready
 
-.PHONY: help image engines test test-full test-gpu bench bench-gpu check clean
+.PHONY: help image engines test test-full test-gpu bench bench-gpu check docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -77,5 +77,8 @@ check: $(READY) ## Lint, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(READY) ## Build the documentation into build/site, with every link checked
+	$(BIN)/python docs/build_site.py
+
 clean: ## Remove what was built, and the environment
-	rm -rf .venv build bundles koala.png .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv build bundles koala.png .mypy_cache .ruff_cache .import_linter_cache .cache
