@@ -59,7 +59,7 @@ def errors_markdown(errors: str) -> str:
         what, expected, found, fix = (_escaped(part) for part in parts.groups())
         lines += [
             f"{_escaped(case[0].upper() + case[1:])}",
-            f":   **{what}**<br>expected {expected}<br>found {found}<br>*{fix}*",
+            f":   {what}<br>*expected* {expected}<br>*found* {found}<br>*fix* {fix}",
             "",
         ]
     return "\n".join(lines)

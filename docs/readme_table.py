@@ -42,7 +42,8 @@ def table(results: dict[str, Any]) -> str:
     profile, machine, runs = results["profile"], results["machine"], len(results["measured"][0]["warm_seconds"])
     lines += [
         "",
-        f"{profile['width']} x {profile['height']} px, {results['steps']} steps, guidance {results['guidance_scale']:g}.",
+        f"{profile['width']} x {profile['height']} px, {results['steps']} steps, "
+        f"guidance {results['guidance_scale']:g}.",
         f"Median of {runs} pictures, drawn in turn on {machine['cores']} cores ({machine['processor']}).",
         "First picture: from the start of the process. [How it was measured](docs/benchmarks.md).",
     ]
