@@ -27,7 +27,7 @@ COMMANDS = [
     for block in re.findall(r"```sh\n(.*?)```", page, re.DOTALL)
     for line in block.splitlines()
 ]
-INLINE = [code for page in PAGES.values() for code in re.findall(r"`(koala [a-z]+[^`]*)`", page)]
+INLINE = [code for page in PAGES.values() for code in re.findall(r"`(koala [a-z-]+[^`]*)`", page)]
 EXAMPLES = [
     (name, example)
     for name, page in PAGES.items()
@@ -45,12 +45,27 @@ def command_and_options(name: str) -> tuple[Any, set[str]]:
 def test_every_command_exists_with_its_options(line: str) -> None:
     words = shlex.split(line)
     if words[1].startswith("-"):
+        assert words[1] in {name for parameter in typer.main.get_command(app).params for name in parameter.opts}
         return
     command, known = command_and_options(words[1])
     assert {word.partition("=")[0] for word in words[2:] if word.startswith("-")} <= known | {"--help"}
     if line in COMMANDS:
         context = command.make_context(words[1], words[2:], resilient_parsing=True)
         assert all(context.params.get(str(each.name)) is not None for each in command.params if each.required)
+
+
+def test_the_errors_of_a_gpu_are_those_of_the_code() -> None:
+    """What follows "expected" in each heading that errors.txt cannot have is a text of the source."""
+    section = PAGES["troubleshooting"].partition("## Compilers and GPUs")[2].partition("\n## ")[0]
+    headings = re.findall(r"^(.+)\n:   ", section, re.MULTILINE)
+    folders = ("runtime", "engines", "export")
+    source = "".join(path.read_text("utf-8") for folder in folders for path in (ROOT / folder).rglob("*.py"))
+    assert len(headings) >= 8
+    for heading in headings:
+        expected = heading.partition(": expected ")[2].partition(", found")[0]
+        assert expected
+        words = [piece.strip() for piece in re.split(r"\*[^*]+\*", expected)]
+        assert [piece for piece in words if piece not in source] == [], heading
 
 
 def test_every_make_target_exists() -> None:
@@ -139,6 +154,12 @@ def test_the_five_files_that_explain_the_rest_exist() -> None:
     files = re.findall(r"^\| `(.+)` \|", section, re.MULTILINE)
     assert len(files) == 5
     assert [path for path in files if not (ROOT / path).is_file()] == []
+
+
+def test_every_file_that_the_readme_links_to_exists() -> None:
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", PAGES["README"]) if "://" not in link]
+    assert len(links) > 5
+    assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_every_file_that_a_page_names_exists() -> None:

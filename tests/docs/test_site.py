@@ -29,7 +29,7 @@ def test_every_error_has_its_entry_and_every_group_its_heading() -> None:
     assert len(entries) == len([line for line in ERRORS.splitlines() if line])
     assert [line.removeprefix("### ") for line in lines if line.startswith("###")] == [*site.GROUPS]
     assert all(part in entry for entry in entries for part in ("<br>*expected* ", "<br>*found* ", "<br>*fix* "))
-    assert not any("{" in line for line in lines), "a placeholder that nobody replaced"
+    assert not any("{" in line for line in lines), "a placeholder is left"
 
 
 def test_marks_in_a_sentence_stay_text() -> None:
