@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import re
 import shlex
 import shutil
@@ -18,7 +17,7 @@ from koala_bundle import errors
 from koala_cli.main import app
 from koala_engines.rtx import RTX_CAPABILITIES
 from koala_export.presets import PRESETS
-from tests.docs.test_site import ROOT, script
+from tests.docs.test_site import ROOT
 
 PAGES = {path.stem: path.read_text("utf-8") for path in [*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")]}
 COMMANDS = [
@@ -131,14 +130,6 @@ def test_the_errors_a_product_catches_are_explained() -> None:
     assert raised
     assert all(issubclass(getattr(errors, name), errors.KoalaError) for name in raised)
     assert {name for name in raised if f"| `{name}` |" not in PAGES["embedding"]} == set()
-
-
-def test_the_readme_shows_what_was_measured() -> None:
-    readme_table = script("readme_table")
-    results = json.loads(readme_table.RESULTS.read_bytes())
-    assert readme_table.filled(PAGES["README"], readme_table.table(results)) == PAGES["README"]
-    del results["measured"][1:]
-    assert readme_table.table(results).count("not measured yet") == len(readme_table.ROWS) - 1
 
 
 def test_the_strangers_test() -> None:

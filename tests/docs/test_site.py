@@ -12,15 +12,15 @@ ROOT = Path(__file__).resolve().parents[2]
 ERRORS = (ROOT / "tests" / "system" / "errors.txt").read_text("utf-8")
 
 
-def script(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, ROOT / "docs" / f"{name}.py")
+def _script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("build_site", ROOT / "docs" / "build_site.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-site = script("build_site")
+site = _script()
 
 
 def test_every_error_has_its_entry_and_every_group_its_heading() -> None:
