@@ -57,7 +57,7 @@ def test_the_errors_of_a_gpu_are_those_of_the_code() -> None:
     """What follows "expected" in each heading that errors.txt cannot have is a text of the source."""
     section = PAGES["troubleshooting"].partition("## Compilers and GPUs")[2].partition("\n## ")[0]
     headings = re.findall(r"^(.+)\n:   ", section, re.MULTILINE)
-    folders = ("runtime", "engines", "export")
+    folders = ("runtime", "engines", "export", "machine")
     source = "".join(path.read_text("utf-8") for folder in folders for path in (ROOT / folder).rglob("*.py"))
     assert len(headings) >= 8
     for heading in headings:
