@@ -10,7 +10,7 @@ RESULTS ?= bench/results/gpu-$(notdir $(MODEL))
 STEPS   ?= 1,4,10,25
 BENCH   ?=
 # TensorRT is installed where there is an NVIDIA driver to build with.
-EXTRAS ?= export,rtx,bench,dev$(if $(shell command -v nvidia-smi 2>/dev/null),$(comma)tensorrt)
+EXTRAS ?= export,rtx,bench,dev,docs$(if $(shell command -v nvidia-smi 2>/dev/null),$(comma)tensorrt)
 
 comma := ,
 BIN   := .venv/bin
@@ -21,7 +21,7 @@ PYTHONS := --python optimum-onnx=build/optimum/bin/python --python openvino-gena
 # thread: OpenMP's threads spin while they wait, which would take the core of the other worker.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help image engines test test-full test-gpu bench bench-gpu check clean
+.PHONY: help image engines test test-full test-gpu bench bench-gpu check docs clean
 .DEFAULT_GOAL := help
 
 help: ## Show this list
@@ -84,5 +84,8 @@ check: $(READY) ## Lint, types, import rules
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(READY) ## Build the documentation into build/site, with every link checked
+	$(BIN)/python docs/build_site.py
+
 clean: ## Remove what was built, and the environment
-	rm -rf .venv build bundles koala.png .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf .venv build bundles koala.png .mypy_cache .ruff_cache .import_linter_cache .cache
