@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import wraps
+from functools import partial, wraps
 from typing import Concatenate, ParamSpec, Protocol, TypeVar, cast
 
 import numpy as np
@@ -192,12 +192,9 @@ class Run:
         if not self._executor.low_memory:
             for _, key, calls, first, last in parts:  # captured before: that is not the picture's time
                 self._graph(key, calls, first, last)
-        events = [self.device.record_event()]
-        for _, key, calls, first, last in parts:
-            self._enqueue(key, calls, first=first, last=last)
-            events.append(self.device.record_event())
-        self.device.wait()
-        return [(part[0], seconds) for part, seconds in zip(parts, self.device.elapsed(events), strict=True)]
+        enqueue = self._enqueue
+        times = self.device.time(partial(enqueue, key, calls, first=first, last=last) for _, key, calls, first, last in parts)
+        return [(part[0], seconds) for part, seconds in zip(parts, times, strict=True)]
 
     @on_device
     def read(self, place: Placement) -> Array:

@@ -38,12 +38,12 @@ def obstacle(target: Target) -> str | None:
     """Return why this machine cannot run plans of ``target``, in words; None if it can."""
     if not target.needs_gpu:
         return None if find_spec(target.library) else f"{target.library} is not installed; `{target.install}`"
-    from koala_runtime.devices.cuda import cuda_runtime
+    from koala_runtime.devices.cuda import open_driver
 
     problem = query_driver().problem
     try:
         open_tensorrt(target)
-        cuda_runtime()
+        open_driver()
     except TargetError as error:
         return problem or f"{error.found}; {error.fix}"
     return problem
@@ -73,9 +73,9 @@ def _gpu(engines: EngineSet) -> tuple[Device, Loader]:
 
     module = open_tensorrt(engines.target)
     engines.check_version(str(module.__version__))
-    device = CudaDevice()
+    device = CudaDevice(engines.device or 0)
     # The cache holds for one version of the library on one model of GPU.
-    suffix = re.sub(r"\W+", "-", f"{engines.record.key.compiler_version} {query_driver().gpu}").strip("-")
+    suffix = re.sub(r"\W+", "-", f"{engines.record.key.compiler_version} {device.gpu}").strip("-")
 
     def load(name: str) -> Engine:
         return TensorRTEngine(module, engines.plan(name), device, engines.folder / f"{name}-{suffix}.kernels")

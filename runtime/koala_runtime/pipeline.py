@@ -34,8 +34,9 @@ class Pipeline:
 
     ``target``: ``tensorrt``, ``rtx`` or ``cpu``; None takes the best that the bundle has engines for and this machine
     can run. ``low_memory`` keeps on the GPU only what the current phase needs (text encoders, U-Net, VAE) and loads
-    the others again for each picture. ``executor`` makes the executor from the chosen engines and ``low_memory``; pass
-    your own to run components another way.
+    the others again for each picture. ``device`` is the index of a visible GPU or its UUID, as `nvidia-smi -L` shows
+    it; None takes the first. ``executor`` makes the executor from the chosen engines and ``low_memory``; pass your own
+    to run components another way.
 
     Attributes: ``manifest``, ``target`` (a ``koala_bundle.targets.Target``), ``budget`` (device memory that a picture
     takes), ``executor``.
@@ -48,9 +49,10 @@ class Pipeline:
         target: str | None = None,
         *,
         low_memory: bool = False,
+        device: int | str | None = None,
         executor: Callable[[EngineSet, bool], Executor] = open_executor,
     ) -> None:
-        engines = open_engines(Path(bundle), target)
+        engines = open_engines(Path(bundle), target, device)
         self.manifest, self.target, self.digest = engines.manifest, engines.target, engines.digest
         self.budget = budget(engines.manifest, engines.record)
         self._encoder = PromptEncoder((engines.path / TOKENIZERS[0], engines.path / TOKENIZERS[1]))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from koala_bundle.engine_record import EngineRecord, engine_folder, read_engine_record
-from koala_bundle.errors import TargetError
+from koala_bundle.errors import ArgumentError, TargetError
 from koala_bundle.files import check_files, file_entry, restore
 from koala_bundle.manifest import MANIFEST, TOKENIZERS, Manifest, read_manifest
 from koala_bundle.targets import CPU, TARGETS, Target, find_target
@@ -15,13 +15,17 @@ from koala_machine.driver import query_driver
 
 @dataclass(frozen=True)
 class EngineSet:
-    """A bundle's manifest and the engines chosen from it. ``digest`` is the SHA-256 of manifest.json."""
+    """A bundle's manifest and the engines chosen from it.
+
+    ``digest`` is the SHA-256 of manifest.json, ``device`` the index or UUID of the GPU, None for the first.
+    """
 
     path: Path
     digest: str
     manifest: Manifest
     target: Target
     record: EngineRecord
+    device: int | str | None = None
 
     @property
     def folder(self) -> Path:
@@ -49,8 +53,10 @@ class EngineSet:
             )
 
 
-def open_engines(path: Path, target: str | None = None) -> EngineSet:
+def open_engines(path: Path, target: str | None = None, device: int | str | None = None) -> EngineSet:
     """Return the engines for ``target``, or for the best target that the bundle has and this machine can run.
+
+    ``device`` is the index or UUID of a GPU; None takes the first.
 
     Raises ArgumentError for an unknown target, BundleError for missing or damaged files and TargetError for engines
     that cannot be used.
@@ -58,9 +64,13 @@ def open_engines(path: Path, target: str | None = None) -> EngineSet:
     for folder in (path, *(engine_folder(path, each) for each in TARGETS)):
         restore(folder)
     manifest = read_manifest(path)
-    chosen = find_target(target, simulated=True) if target else _best_target(path)
+    chosen = find_target(target, simulated=True) if target else _best_target(path, device)
     record = read_engine_record(path, chosen)
-    _check_machine(path, chosen, record)
+    if device is not None and not chosen.needs_gpu:
+        raise ArgumentError(
+            "device", expected=f"None, because {chosen} runs on the processor", found=repr(device), fix="leave it out"
+        )
+    _check_machine(path, chosen, record, device)
     if record.key.onnx != manifest.onnx_digests():
         raise TargetError(
             f"engines for {chosen.engines} in {path}",
@@ -74,18 +84,18 @@ def open_engines(path: Path, target: str | None = None) -> EngineSet:
         f"export the bundle again with `koala export SOURCE {path}`",
     )
     check_files(engine_folder(path, chosen), record.files, _rebuild(path, chosen))
-    return EngineSet(path, file_entry(path / MANIFEST).sha256, manifest, chosen, record)
+    return EngineSet(path, file_entry(path / MANIFEST).sha256, manifest, chosen, record, device)
 
 
 def _rebuild(path: Path, target: Target) -> str:
     return f"build them again with `koala engines {path} --target {target.engines}`"
 
 
-def _check_machine(path: Path, target: Target, record: EngineRecord) -> None:
+def _check_machine(path: Path, target: Target, record: EngineRecord, device: int | str | None) -> None:
     """Raise TargetError if the plans are for another GPU, or for one that is not here."""
     if not target.needs_gpu:
         return
-    driver, key = query_driver(), record.key
+    driver, key = query_driver(device=device or 0), record.key
     if driver.gpu is None:
         raise TargetError(
             f"target {target}",
@@ -103,12 +113,12 @@ def _check_machine(path: Path, target: Target, record: EngineRecord) -> None:
         )
 
 
-def _best_target(path: Path) -> Target:
+def _best_target(path: Path, device: int | str | None) -> Target:
     """Return the first target that has engines which this machine can run; cpu if there is none."""
     for target in TARGETS:
         if engine_folder(path, target).is_dir():
             try:
-                _check_machine(path, target, read_engine_record(path, target))
+                _check_machine(path, target, read_engine_record(path, target), device)
             except TargetError:
                 continue
             return target

@@ -1,7 +1,7 @@
 """Devices and the engines that run on them, behind the two protocols of ``base``.
 
 - ``cpu``: the processor, with ONNX Runtime
-- ``cuda``: an NVIDIA GPU through the CUDA runtime; ``tensorrt``: plans of TensorRT and TensorRT-RTX on it
+- ``cuda``: an NVIDIA GPU through the CUDA driver API; ``tensorrt``: plans of TensorRT and TensorRT-RTX on it
 - ``simulated``: a GPU in software on which mistakes show, for tests
 
 Nothing here knows bundles or pictures.

@@ -6,7 +6,7 @@ therefore drives the processor, an NVIDIA GPU and a simulated one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -16,7 +16,6 @@ Array: TypeAlias = NDArray[Any]
 Enqueue: TypeAlias = Callable[[], None]
 """Puts one piece of work on the device's stream."""
 Graph: TypeAlias = Any
-Event: TypeAlias = Any
 
 
 class Tensor(NamedTuple):
@@ -83,11 +82,8 @@ class Device(Protocol):
     def drop(self, graph: Graph) -> None:
         """Free a graph."""
 
-    def record_event(self) -> Event:
-        """Enqueue a time stamp."""
-
-    def elapsed(self, events: Sequence[Event]) -> list[float]:
-        """Return the seconds between each event and the next, and free them; all must have been reached."""
+    def time(self, work: Iterable[Enqueue]) -> list[float]:
+        """Run each piece of ``work`` in turn, wait, and return the seconds each took by the device's clock."""
 
     def wait(self) -> None:
         """Wait until everything enqueued is done."""

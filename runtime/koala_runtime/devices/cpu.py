@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +15,7 @@ import onnxruntime as ort
 
 from koala_bundle.errors import BundleError
 from koala_bundle.tensors import ROW_ALIGNMENT
-from koala_runtime.devices.base import Array, Event, HostGraphs, Tensor
+from koala_runtime.devices.base import Array, Enqueue, HostGraphs, Tensor
 
 VERSION: str = ort.__version__
 
@@ -61,13 +61,13 @@ class CpuDevice(HostGraphs):
         """Copy."""
         ctypes.memmove(array.ctypes.data, address, array.nbytes)
 
-    def record_event(self) -> Event:
-        """Return the time."""
-        return time.perf_counter()
-
-    def elapsed(self, events: Sequence[Event]) -> list[float]:
-        """Return the differences."""
-        return [after - before for before, after in pairwise(events)]
+    def time(self, work: Iterable[Enqueue]) -> list[float]:
+        """Run the work between readings of the host's clock."""
+        marks = [time.perf_counter()]
+        for enqueue in work:
+            enqueue()
+            marks.append(time.perf_counter())
+        return [after - before for before, after in pairwise(marks)]
 
     def wait(self) -> None:
         """Nothing to do."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -21,7 +21,7 @@ import numpy as np
 
 from koala_bundle.errors import DeviceError
 from koala_bundle.tensors import ITEM_BYTES, ROW_ALIGNMENT
-from koala_runtime.devices.base import Array, Enqueue, Event, Graph, Tensor
+from koala_runtime.devices.base import Array, Enqueue, Graph, Tensor
 from koala_runtime.devices.cpu import OrtEngine
 
 POISON = 0xFF  # as float32 or float16: NaN
@@ -144,15 +144,16 @@ class SimulatedDevice:
         graph.dropped = True
         self.graphs -= 1
 
-    def record_event(self) -> Event:
-        """Enqueue a note of the host's time."""
-        mark: list[float] = []
-        self.enqueue(_Operation("mark", (), lambda: mark.append(time.perf_counter())))
-        return mark
-
-    def elapsed(self, marks: Sequence[Event]) -> list[float]:
-        """Return the differences."""
-        return [after[0] - before[0] for before, after in pairwise(marks)]
+    def time(self, work: Iterable[Enqueue]) -> list[float]:
+        """Run the work between notes of the host's time."""
+        marks: list[float] = []
+        mark = _Operation("mark", (), lambda: marks.append(time.perf_counter()))
+        self.enqueue(mark)
+        for enqueue in work:
+            enqueue()
+            self.enqueue(mark)
+        self.wait()
+        return [after - before for before, after in pairwise(marks)]
 
     def wait(self) -> None:
         """Run what was enqueued."""

@@ -1,13 +1,15 @@
 """Plans of TensorRT and TensorRT-RTX, loaded: the ``tensorrt`` and ``rtx`` targets. Their Python APIs are nearly one.
 
-Each plan has one execution context, whose addresses are set before every run: a captured graph keeps those it was
-captured with. Scratch memory comes from outside, so that all plans share one piece.
+Each plan has one execution context. The addresses of its tensors are set before every run: a captured graph keeps those
+it was captured with. Scratch memory comes from outside, so that all plans share one piece.
 """
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +33,15 @@ class TensorRTEngine:
     """
 
     def __init__(self, trt: Any, path: Path, device: CudaDevice, kernel_cache: Path) -> None:
-        self._device, self._kernel_cache = device, kernel_cache
-        self._logger, complaints = make_logger(trt)
-        runtime = trt.Runtime(self._logger)
+        self._device, self._path, self._kernel_cache = device, path, kernel_cache
+        logger, self._errors = make_logger(trt)
+        runtime = trt.Runtime(logger)
         # Mapped, not read: the library copies the weights to the GPU, and 1.4 GB of host memory would be for nothing.
         engine: trt.ICudaEngine | None = runtime.deserialize_cuda_engine(np.memmap(path, np.uint8, "r"))
         if engine is None:
-            raise _refused(path, complaints)
+            raise self._refused()
         self._engine: trt.ICudaEngine = engine
+        del engine  # an error's traceback would keep it
         settings = self._engine.create_runtime_config()
         settings.set_execution_context_allocation_strategy(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
         self._cache: trt.IRuntimeCache | None = None
@@ -52,8 +55,10 @@ class TensorRTEngine:
             settings.set_runtime_cache(self._cache)
         context: trt.IExecutionContext | None = self._engine.create_execution_context(runtime_config=settings)
         if context is None:
-            raise _refused(path, complaints)
+            del self._engine
+            raise self._refused()
         self._context: trt.IExecutionContext = context
+        self._settings, self._activations = settings, 0  # the context refers to its settings
 
     @property
     def activation_bytes(self) -> int:
@@ -61,15 +66,19 @@ class TensorRTEngine:
         return int(self._engine.device_memory_size_v2)
 
     def bind(self, tensors: Mapping[str, Tensor], activations: int) -> Callable[[], bool]:
-        """Return what enqueues one run."""
-        size = self.activation_bytes
+        """Return what enqueues one run; it raises DeviceError if the GPU failed."""
+        if activations != self._activations:  # here, and not in each run: a capture need not allow it
+            self._context.set_device_memory(activations, self.activation_bytes)
+            self._activations = activations
 
         def enqueue() -> bool:
-            self._context.set_device_memory(activations, size)
-            for name, at in tensors.items():
-                if not self._context.set_tensor_address(name, at.address):
-                    return False
-            return bool(self._context.execute_async_v3(self._device.stream))
+            self._errors.clear()
+            addressed = all(self._context.set_tensor_address(name, at.address) for name, at in tensors.items())
+            if addressed and self._context.execute_async_v3(self._device.stream):
+                return True
+            if fault := self._gpu_fault():
+                raise fault
+            return False
 
         return enqueue
 
@@ -84,20 +93,44 @@ class TensorRTEngine:
             _log.warning("the kernels compiled for this GPU cannot be kept: %s", error)
 
     def close(self) -> None:
-        """Free the context, then the engine with its weights."""
-        del self._context, self._engine
+        """Free the context, then the engine with its weights, when nothing enqueued uses them any more."""
+        with suppress(DeviceError):
+            self._device.wait()
+        del self._context, self._settings, self._engine
         self._cache = None
 
-
-def _refused(path: Path, complaints: list[str]) -> BundleError | DeviceError:
-    reason = complaints[0].strip().rstrip(".") if complaints else "a refusal without a reason"
-    if "memory" in reason.lower():
-        return DeviceError(
-            f"GPU memory for {path.stem}",
-            expected=f"{path.stat().st_size / 1e6:,.0f} MB",
-            found=reason,
-            fix="close what else runs on this GPU, or pass low_memory=True",
+    def _refused(self) -> BundleError | DeviceError:
+        """Return the reason why the plan could not be loaded."""
+        if fault := self._gpu_fault():
+            return fault
+        return BundleError(
+            str(self._path),
+            expected="a plan for this GPU",
+            found=_sentence(self._errors[0]) if self._errors else "a refusal without a reason",
+            fix="build the engines again with `koala engines`",
         )
-    return BundleError(
-        str(path), expected="a plan for this GPU", found=reason, fix="build the engines again with `koala engines`"
-    )
+
+    def _gpu_fault(self) -> DeviceError | None:
+        """Return the error if TensorRT reported a failure of the GPU. Raises the device's own error first."""
+        if not self._device.capturing:
+            self._device.wait()
+        for message in self._errors:
+            if re.search("out ?of ?memory|enough free memory", message, re.IGNORECASE):
+                return DeviceError(
+                    f"GPU memory for {self._path.stem}",
+                    expected=f"{self._path.stat().st_size / 1e6:,.0f} MB",
+                    found=_sentence(message),
+                    fix="close what else runs on this GPU, or pass low_memory=True",
+                )
+            if re.search("cuda ?runtime|cuda ?error|cuda ?driver", message, re.IGNORECASE):
+                return DeviceError(
+                    f"the GPU, in {self._path.stem}",
+                    expected="success",
+                    found=_sentence(message),
+                    fix="open the pipeline again; if that fails, too, start the process again (`koala doctor` helps)",
+                )
+        return None
+
+
+def _sentence(message: str) -> str:
+    return message.strip().rstrip(".")
