@@ -192,8 +192,9 @@ class Run:
         if not self._executor.low_memory:
             for _, key, calls, first, last in parts:  # captured before: that is not the picture's time
                 self._graph(key, calls, first, last)
-        enqueue = self._enqueue
-        times = self.device.time(partial(enqueue, key, calls, first=first, last=last) for _, key, calls, first, last in parts)
+        times = self.device.time(
+            partial(self._enqueue, key, calls, first=first, last=last) for _, key, calls, first, last in parts
+        )
         return [(part[0], seconds) for part, seconds in zip(parts, times, strict=True)]
 
     @on_device
