@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial, wraps
 from typing import Concatenate, ParamSpec, Protocol, TypeVar, cast
 
@@ -126,7 +127,8 @@ class Run:
                 self._pinned += [self.device.pin(program.input_bytes)]
                 self._pinned += [self.device.pin(program.images.nbytes)]
             except BaseException:
-                self.close()
+                with suppress(DeviceError):  # the first error says more
+                    self.close()
                 raise
         self._inputs, images = self._pinned
         self.images: Array = images.view(program.images.dtype).reshape(program.images.shape)

@@ -148,16 +148,17 @@ class CudaDevice:
         self.wait()
         with _no_collection():
             captured = self._record(work) or self._record(work, last=True)
+        unfinished = [("cuGraphDestroy", captured)]
         try:
             graph = self._own("cuGraphExecDestroy", self._do("cuGraphInstantiate", captured, 0))
-            try:
-                self._do("cuGraphUpload", graph, self.stream)
-            except DeviceError:
-                with suppress(DeviceError):
-                    self.drop(graph)
-                raise
-        finally:
-            self._free("cuGraphDestroy", captured)
+            unfinished.append(("cuGraphExecDestroy", graph))
+            self._do("cuGraphUpload", graph, self.stream)
+            self._free(*unfinished.pop(0))
+        except DeviceError:
+            for each in unfinished:
+                with suppress(DeviceError):  # the first error says more
+                    self._free(*each)
+            raise
         return graph
 
     def launch(self, graph: Graph) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +92,7 @@ class TensorRTEngine:
             _log.warning("the kernels compiled for this GPU cannot be kept: %s", error)
 
     def close(self) -> None:
-        """Free the context, then the engine with its weights, when nothing enqueued uses them any more."""
-        with suppress(DeviceError):
-            self._device.wait()
+        """Free the context, then the engine with its weights."""
         del self._context, self._settings, self._engine
         self._cache = None
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from koala_bundle.errors import BundleError, DeviceError
+from koala_machine.tensorrt import make_logger
 from koala_runtime.devices.base import Tensor
 from koala_runtime.devices.tensorrt import TensorRTEngine
 
@@ -20,9 +21,12 @@ PLAN = b"a serialized plan"
 
 
 class Context:
-    def __init__(self, refuses: str = "") -> None:
+    """``complaint`` is what the library reports when it refuses."""
+
+    def __init__(self, refuses: str = "", complaint: str = "") -> None:
         self.calls: list[tuple[Any, ...]] = []
-        self._refuses = refuses
+        self._refuses, self._complaint = refuses, complaint
+        self.logger: Any = None
 
     def set_device_memory(self, memory: int, size: int) -> None:
         self.calls.append(("memory", memory, size))
@@ -33,6 +37,8 @@ class Context:
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         self.calls.append(("run", stream_handle))
+        if self._complaint:
+            self.logger.log(Library.ILogger.ERROR, self._complaint)
         return self._refuses != "run"
 
 
@@ -81,6 +87,8 @@ class Library:
     def Runtime(self, logger: Any) -> Any:
         def deserialize_cuda_engine(plan: Any) -> Any:
             assert bytes(plan) == PLAN
+            if self.context is not None:
+                self.context.logger = logger
             if self._complaint:
                 logger.log(self.ILogger.ERROR, self._complaint)
             return self if self._loads else None
@@ -104,9 +112,20 @@ def path(tmp_path: Path) -> Path:
     return plan
 
 
-def load(path: Path, library: Library) -> TensorRTEngine:
-    device: Any = SimpleNamespace(stream=55)
-    return TensorRTEngine(library, path, device, path.with_suffix(".kernels"))
+class Device:
+    """``fault`` is the device's own error, which waiting for it shows."""
+
+    def __init__(self, fault: DeviceError | None = None, capturing: bool = False) -> None:
+        self.stream, self.capturing, self._fault = 55, capturing, fault
+
+    def wait(self) -> None:
+        assert not self.capturing
+        if self._fault:
+            raise self._fault
+
+
+def load(path: Path, library: Library, device: Any = None) -> TensorRTEngine:
+    return TensorRTEngine(library, path, device or Device(), path.with_suffix(".kernels"))
 
 
 TENSORS = {"latents": Tensor(1024, "float32", (1,)), "next_latents": Tensor(2048, "float32", (1,))}
@@ -117,8 +136,12 @@ def test_a_run_sets_every_address_and_then_enqueues(path: Path) -> None:
     plan = load(path, Library(settings, context))
     assert settings.strategy == "user managed"
     assert plan.activation_bytes == 4096
+    run = plan.bind(TENSORS, 256)
+    assert context.calls == [("memory", 256, 4096)], "set once, and not in a capture"
+    assert run()
     assert plan.bind(TENSORS, 256)()
-    assert context.calls == [("memory", 256, 4096), ("latents", 1024), ("next_latents", 2048), ("run", 55)]
+    once = [("latents", 1024), ("next_latents", 2048), ("run", 55)]
+    assert context.calls == [("memory", 256, 4096), *once, *once]
     plan.save_kernel_cache()
     plan.close()
     assert [each.name for each in path.parent.iterdir()] == [path.name]
@@ -127,6 +150,35 @@ def test_a_run_sets_every_address_and_then_enqueues(path: Path) -> None:
 @pytest.mark.parametrize("refuses", ["next_latents", "run"])
 def test_a_refusal_is_handed_on(path: Path, refuses: str) -> None:
     assert load(path, Library(Settings(), Context(refuses))).bind(TENSORS, 256)() is False
+
+
+@pytest.mark.parametrize("capturing", [False, True])
+def test_a_fault_of_the_gpu_is_not_a_bad_plan(path: Path, capturing: bool) -> None:
+    """It is reported as such: by the device, which can be asked unless it captures, else by what the library says."""
+    complaint = "Error Code 1: Cuda Runtime (an illegal memory access was encountered)."
+    plan = load(path, Library(Settings(), Context("run", complaint)), Device(capturing=capturing))
+    told = "the GPU, in denoiser: expected success, found Error Code 1: Cuda Runtime .an illegal memory access"
+    with pytest.raises(DeviceError, match=told):
+        plan.bind(TENSORS, 256)()
+    fault = DeviceError("the GPU, in a call", expected="success", found="a fault", fix="look")
+    plan = load(path, Library(Settings(), Context("run", complaint)), Device(fault, capturing))
+    with pytest.raises(DeviceError, match=told if capturing else "in a call: expected success, found a fault"):
+        plan.bind(TENSORS, 256)()
+    with pytest.raises(DeviceError, match=r"found Internal Error \(cudaError 500\)"):
+        load(path, Library(Settings(), None, "Internal Error (cudaError 500)", loads=False))
+    with pytest.raises(DeviceError, match="found a fault"):
+        load(path, Library(Settings(), None, loads=False), Device(fault))
+
+
+def test_one_logger_serves_the_process(path: Path) -> None:
+    """TensorRT keeps the first that it is given, for ever. Each plan has the errors since it was loaded."""
+    library = Library(Settings(), Context())
+    (first, errors), (second, later) = make_logger(library), make_logger(library)
+    assert first is second
+    first.log(library.ILogger.ERROR, "a fault")
+    assert errors == later == ["a fault"]
+    _, none = make_logger(library)
+    assert none == []
 
 
 def test_compiled_kernels_are_kept_and_found(path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -12,13 +12,17 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
+import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from functools import cache
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import koala_runtime.pipeline
+from koala_runtime.prompts import PromptEncoder
 from tests.support.nulldriver import stand_in
 
 SOURCES = sorted(Path(__file__).parent.glob("*.c"))
@@ -64,6 +68,7 @@ class NullDriver:
         """Forget faults and everything that is alive."""
         self.library.null_reset()
         stand_in.problems.clear()
+        stand_in.loggers.clear()
 
 
 driver: NullDriver
@@ -84,7 +89,7 @@ def null_process(library: Path, **environment: str) -> Iterator[Callable[..., An
     ``environment``: NULL_GPUS and NULL_CUDA, see ``device.c``.
     """
     with ProcessPoolExecutor(1, get_context("spawn"), _install, (library, environment)) as pool:
-        yield lambda function, *arguments, **named: pool.submit(function, *arguments, **named).result()
+        yield lambda function, *arguments, **named: pool.submit(_call, function, arguments, named).result()
 
 
 def _install(library: Path, environment: dict[str, str]) -> None:
@@ -92,6 +97,15 @@ def _install(library: Path, environment: dict[str, str]) -> None:
     os.environ |= environment
     driver = NullDriver(library)
     stand_in.install(driver.library)
+    # Half of the time of opening a small bundle is that of its tokenizers, on which nothing here depends.
+    koala_runtime.pipeline.PromptEncoder = cache(PromptEncoder)  # type: ignore[assignment, misc]
+
+
+def _call(function: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    try:
+        return function(*arguments, **named)
+    except Exception:  # not every one can be pickled
+        raise AssertionError(traceback.format_exc()) from None
 
 
 def _named(counts: list[int]) -> dict[str, int]:

@@ -65,18 +65,17 @@ struct Context *current_context(void) { return depth ? stack[depth - 1] : NULL; 
 int enter(const char *function, int rule) {
     pthread_mutex_lock(&lock);
     size_t length = strlen(function);
+    struct Context *context = current_context();
     if (calls_size + length + 2 > calls_room)
         calls = realloc(calls, calls_room = 2 * calls_room + 4096);
     calls_size += sprintf(calls + calls_size, "%s\n", function);
     if (failure.countdown && (!*failure.function || !strcmp(failure.function, function))) {
-        if (failure.countdown > 1)
-            failure.countdown--;
-        else {
-            failure.countdown = failure.sticky;
+        if (!--failure.countdown) {
+            if (context && failure.sticky)
+                context->fault = failure.status;
             return failure.status;
         }
     }
-    struct Context *context = current_context();
     if (rule & CONTEXT && !context)
         return INVALID_CONTEXT;
     if (rule & CONTEXT && !context->references)
@@ -225,6 +224,7 @@ static void destroy_context(struct Context *context) {
     }
     for (int kind = 0; kind < KINDS; kind++)
         left[kind] += before[kind] - live[kind];
+    context->fault = OK; /* one that is retained again is a new one */
 }
 
 API int cuDevicePrimaryCtxRetain(struct Context **context, int device) {
@@ -384,8 +384,8 @@ __attribute__((constructor)) static void start(void) {
     }
 }
 
-/* Make a call of ``function`` ("": of any), the ``countdown``-th from now, fail, and with ``sticky`` all after it; 0:
- * none. Returns what was left of the countdown before: 0 if that failure has happened. */
+/* Makes a call of ``function`` ("": of any) fail, the ``countdown``-th from now (0: none); ``sticky``: it is a fault, after
+ * which all that needs the context fails. Returns what was left of the countdown before: 0 if that failure happened. */
 API long null_fail(const char *function, long countdown, int status, int sticky) {
     long before = failure.countdown;
     snprintf(failure.function, sizeof failure.function, "%s", function);
@@ -427,14 +427,16 @@ API struct Context *null_context(int device) {
     return context;
 }
 
-/* Forgets faults and everything that is alive. */
+/* Forgets faults, this thread's contexts and everything that is alive. */
 API void null_reset(void) {
     null_fail("", 0, 0, 0);
+    depth = 0;
     for (int i = 0; i < n_gpus; i++) {
         destroy_context(&gpus[i].primary);
         live[RETAINED] -= gpus[i].primary.references;
         gpus[i].primary = (struct Context){.device = i, .primary = true};
     }
+    memset(left, 0, sizeof left);
     null_violations();
     null_calls();
 }

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import inspect
 import json
+import math
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,27 +50,27 @@ def add_rtx_engines(bundle: Path, copy: Path) -> Path:
 # --- ways to draw
 
 
-def plain(pipe: Pipeline, **arguments: Any) -> Images:
-    return np.asarray(pipe(PROMPT, seed=3, **{"num_inference_steps": 1, "output_type": "np"} | arguments).images)
+def plain(pipe: Pipeline, seed: int, **arguments: Any) -> Images:
+    return np.asarray(pipe(PROMPT, seed=seed, **{"num_inference_steps": 1, "output_type": "np"} | arguments).images)
 
 
-def timed(pipe: Pipeline) -> Images:
-    return plain(pipe, timings=True)
+def timed(pipe: Pipeline, seed: int) -> Images:
+    return plain(pipe, seed, timings=True)
 
 
-def stepped(pipe: Pipeline) -> Images:
-    steps = pipe.steps(PROMPT, seed=3, num_inference_steps=1, output_type="np")
-    with steps:
+def stepped(pipe: Pipeline, seed: int) -> Images:
+    with pipe.steps(PROMPT, seed=seed, num_inference_steps=1, output_type="np") as steps:
         for step in steps:
             step.preview()
             step.latents = step.latents
     return np.asarray(steps.output.images)
 
 
-def device_output(pipe: Pipeline) -> Images:
-    held, device = pipe(PROMPT, seed=3, num_inference_steps=1, output_type="device").images, pipe.executor.device
+def device_output(pipe: Pipeline, seed: int) -> Images:
+    held = pipe(PROMPT, seed=seed, num_inference_steps=1, output_type="device").images
+    device = pipe.executor.device
     with device.current():
-        pinned = device.pin(int(np.prod(held.shape)))
+        pinned = device.pin(math.prod(held.shape))
         try:
             device.copy_out(pinned, held.address)
             device.wait()
@@ -77,17 +79,17 @@ def device_output(pipe: Pipeline) -> Images:
             device.unpin(pinned)
 
 
-def after_a_stream(pipe: Pipeline) -> Images:
-    return plain(pipe, stream=0)
+def after_a_stream(pipe: Pipeline, seed: int) -> Images:
+    return plain(pipe, seed, stream=0)
 
 
-def many_steps(pipe: Pipeline) -> Images:
+def many_steps(pipe: Pipeline, seed: int) -> Images:
     for count in (2, 3, 4, 5):
-        plain(pipe, num_inference_steps=count)
-    return plain(pipe)
+        plain(pipe, seed, num_inference_steps=count)
+    return plain(pipe, seed)
 
 
-WAYS: dict[str, tuple[Callable[[Pipeline], Images], dict[str, Any]]] = {
+WAYS: dict[str, tuple[Callable[[Pipeline, int], Images], dict[str, Any]]] = {
     "plain": (plain, {}),
     "low memory": (plain, {"low_memory": True}),
     "timed": (timed, {}),
@@ -97,44 +99,54 @@ WAYS: dict[str, tuple[Callable[[Pipeline], Images], dict[str, Any]]] = {
     "after a stream": (after_a_stream, {}),
     "many step counts": (many_steps, {}),
 }
+SEEDS = (3, 4, 3)
 
 
 @dataclass
 class Seen:
-    """What came of a scenario: pictures, calls (of the last picture), the most device memory, and what went wrong."""
+    """What came of drawing a picture for each of SEEDS.
+
+    ``calls`` are those of the last picture, ``held`` is what was alive after it, ``peak`` the most device memory in
+    use, ``wrong`` what a GPU would have punished and what was left behind.
+    """
 
     pictures: list[Images] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
+    held: dict[str, int] = field(default_factory=dict)
     peak: int = 0
     wrong: list[str] = field(default_factory=list)
 
 
-def draw(bundle: Path, way: str, count: int = 3, **arguments: Any) -> Seen:
-    """Draw ``count`` pictures and close."""
-    seen, (function, options) = Seen(), WAYS[way]
-    driver = nulldriver.driver
+def draw(bundle: Path, way: str) -> Seen:
+    seen, (function, options), driver = Seen(), WAYS[way], nulldriver.driver
+    driver.reset()
     driver.memory(24 << 30)
     with Pipeline(bundle, "rtx", **options) as pipe:
-        for _ in range(count):
+        for seed in SEEDS:
             driver.calls()
-            seen.pictures.append(function(pipe, **arguments))
-        seen.calls = driver.calls()
+            seen.pictures.append(function(pipe, seed))
+        seen.calls, (seen.held, _) = driver.calls(), driver.live()
     del pipe
     gc.collect()
-    seen.peak = driver.memory(24 << 30)
-    seen.wrong = _wrong()
+    seen.peak, seen.wrong = driver.memory(24 << 30), _wrong()
     return seen
 
 
 def _wrong() -> list[str]:
-    live, left = nulldriver.driver.live()
-    found = nulldriver.driver.violations()
-    if live or left:
-        found.append(f"alive: {live}, lost with its context: {left}")
-    if len(stand_in.loggers) > 1:
-        found.append(f"{len(stand_in.loggers)} loggers")
-    nulldriver.driver.reset()
+    """Return what is wrong after everything was closed, and forget it."""
+    driver = nulldriver.driver
+    found, (live, left) = driver.violations(), driver.live()
+    found += [f"alive: {live}, lost with its context: {left}"] * bool(live or left)
+    found += [f"{len(stand_in.loggers)} loggers"] * (len(stand_in.loggers) > 1)
+    found += ["a context is current"] * bool(_current())
+    driver.reset()
     return found
+
+
+def _current() -> int:
+    context = ctypes.c_void_p()
+    nulldriver.driver.library.cuCtxGetCurrent(ctypes.byref(context))
+    return context.value or 0
 
 
 # --- failures
@@ -142,12 +154,15 @@ def _wrong() -> list[str]:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One failed call: which, when, the error, what the next picture was, and what was left behind or lost."""
+    """One failed call: which, when, the error, what was alive after it, what the next picture was.
 
-    number: int
+    ``live`` and ``left`` are what was alive after closing, or when the context was destroyed.
+    """
+
     function: str
     during: str
     error: str
+    held: dict[str, int]
     again: str
     live: dict[str, int]
     left: dict[str, int]
@@ -155,57 +170,59 @@ class Outcome:
 
 
 def fail_each(
-    bundle: Path, way: str, wanted: Images, status: int, *, sticky: bool = False, functions: bool = False
+    bundle: Path,
+    way: str,
+    wanted: list[Images],
+    status: int,
+    *,
+    sticky: bool = False,
+    functions: Sequence[str] | None = None,
 ) -> list[Outcome]:
-    """Open, draw twice and close, with one call after the other made to fail; or only each function's first and last.
+    """Open, draw two pictures and close, with one call after the other made to fail, or the first of ``functions``.
 
-    After a failure that passes, another picture is drawn.
+    After a failure that passes, another picture is drawn; after a fault, which is ``sticky``, by another pipeline.
     """
-    driver, outcomes = nulldriver.driver, []
+    driver, outcomes, (function, options) = nulldriver.driver, [], WAYS[way]
     driver.reset()
-    _story(bundle, way)
-    calls, start = driver.calls(), 0
-    last = {name: index for index, name in enumerate(calls)}
-    first = {name: index for index, name in reversed([*enumerate(calls)])}
-    chosen = {*first.values(), *last.values()} if functions else range(len(calls))
-    for index in sorted(chosen)[start:]:
+    with Pipeline(bundle, "rtx", **options) as pipe:
+        for seed in SEEDS[:2]:
+            function(pipe, seed)
+    calls = driver.calls()
+    indices = range(len(calls)) if functions is None else sorted(calls.index(function) for function in functions)
+    for index in indices:
+        error, again, during, held, opened = "", "", "opening", dict[str, int](), None
         driver.fail(index + 1, status, sticky=sticky)
-        error, again, during, pipe = "", "", "opening", None
-        function, options = WAYS[way]
         try:
-            pipe = Pipeline(bundle, "rtx", **options)
+            opened = Pipeline(bundle, "rtx", **options)
             during = "drawing"
-            for _ in range(2):
-                if not np.array_equal(function(pipe), wanted):
-                    again = "another picture"
+            for seed, right in zip(SEEDS, wanted[:2], strict=False):
+                if not np.array_equal(function(opened, seed), right):
+                    again = "another picture instead of an error"
             during = "closing"
-            pipe.close()
+            opened.close()
         except Exception as failure:
             error = f"{type(failure).__name__}: {failure}" if isinstance(failure, KoalaError) else repr(failure)
-        if pipe is not None:
-            if during == "drawing" and not sticky:
-                again = _again(pipe, function, wanted)
-            pipe.close()
-        pipe = None
         driver.fail(0)
+        if opened is not None:
+            held, _ = driver.live()
+            if during == "drawing" and not sticky:
+                again = _again(opened, function, wanted[0])
+            opened.close()
+        opened = None
         gc.collect()
+        if sticky:
+            with Pipeline(bundle, "rtx", **options) as fresh:
+                again = again or _again(fresh, function, wanted[0])
+            del fresh
         live, left = driver.live()
-        outcomes.append(Outcome(index, calls[index], during, error, again, live, left, driver.violations()))
+        outcomes.append(Outcome(calls[index], during, error, held, again, live, left, driver.violations()))
         driver.reset()
     return outcomes
 
 
-def _story(bundle: Path, way: str) -> None:
-    function, options = WAYS[way]
-    nulldriver.driver.calls()
-    with Pipeline(bundle, "rtx", **options) as pipe:
-        function(pipe)
-        function(pipe)
-
-
-def _again(pipe: Pipeline, function: Callable[[Pipeline], Images], wanted: Images) -> str:
+def _again(pipe: Pipeline, function: Callable[[Pipeline, int], Images], wanted: Images) -> str:
     try:
-        return "the same" if np.array_equal(function(pipe), wanted) else "another picture"
+        return "the same" if np.array_equal(function(pipe, SEEDS[0]), wanted) else "another picture"
     except DeviceError as error:
         return f"refused: {error}"
 
@@ -215,7 +232,7 @@ def _again(pipe: Pipeline, function: Callable[[Pipeline], Images], wanted: Image
 
 @contextmanager
 def changed(module: str, old: str, new: str) -> Iterator[None]:
-    """Put a changed text in the place of a module's functions."""
+    """Put functions of a changed text in the place of a module's own."""
     owner = importlib.import_module(module)
     text = inspect.getsource(owner)
     assert text.count(old) == 1, f"{text.count(old)} times in {module}: {old}"
@@ -223,51 +240,103 @@ def changed(module: str, old: str, new: str) -> Iterator[None]:
     exec(compile(text.replace(old, new), str(owner.__file__), "exec"), made)
     before: list[tuple[Any, str, Any]] = []
     for name, value in made.items():
-        current = getattr(owner, name, None)
-        if inspect.isclass(value) and value.__module__ == module:
-            pairs = ((current, attribute, each) for attribute, each in vars(value).items() if callable(each))
-        else:
-            pairs = ((owner, name, value) for _ in range(inspect.isfunction(value) and value.__module__ == module))
-        for place, attribute, function in pairs:
-            before.append((place, attribute, vars(place)[attribute]))
-            setattr(place, attribute, function)
+        if getattr(value, "__module__", None) != module:
+            continue
+        place = getattr(owner, name) if inspect.isclass(value) else owner
+        members = vars(value) if inspect.isclass(value) else {name: value}
+        for member, function in members.items():
+            if inspect.isfunction(function):
+                before.append((place, member, vars(place)[member]))
+                setattr(place, member, function)
     try:
         yield
     finally:
-        for place, attribute, function in before:
-            setattr(place, attribute, function)
+        for place, member, function in before:
+            setattr(place, member, function)
 
 
-def draw_changed(bundle: Path, wanted: Images, module: str, old: str, new: str, ways: tuple[str, ...]) -> list[str]:
-    """Draw in these ways with a changed module; return what was wrong."""
-    driver, found = nulldriver.driver, []
-    driver.reset()
+def draw_changed(bundle: Path, way: str, right: Seen, module: str, old: str, new: str) -> list[str]:
+    """Draw with a changed module; return what was wrong, or differs from what is ``right``."""
     with changed(module, old, new):
-        for way in ways:
-            try:
-                seen = draw(bundle, way)
-                found += seen.wrong
-                found += ["another picture"] * any(not np.array_equal(each, wanted) for each in seen.pictures)
-                launches = seen.calls.count("cuGraphLaunch")
-                found += [f"{launches} launches"] * (way == "plain" and launches != 1)
-            except Exception as error:
-                found.append(f"{type(error).__name__}: {error}")
+        if way == "interrupted":
+            return interrupt(bundle)
+        try:
+            seen = draw(bundle, way)
+        except Exception as error:
+            found = f"{type(error).__name__}: {error}"
+            del error
             gc.collect()
-            found += _wrong()
-    return found
+            return [found, *_wrong()]
+    found = ["another picture"] * (not np.array_equal(seen.pictures, right.pictures))
+    found += [f"held: {seen.held}"] * (seen.held != right.held)
+    found += [f"peak: {seen.peak}"] * (seen.peak != right.peak)
+    found += [f"calls: {seen.calls}"] * (way == "plain" and seen.calls != right.calls)
+    return [*seen.wrong, *found]
 
 
-def caller_context(bundle: Path, device: int | str | None) -> tuple[bool, list[str]]:
-    """Draw with a context of the caller's own current; return whether it still is, and what was wrong."""
-    from cuda.bindings import driver as cuda
+# --- single faults
 
-    nulldriver.driver.library.null_context.restype = cuda_pointer = __import__("ctypes").c_void_p
-    own = nulldriver.driver.library.null_context(0)
-    assert cuda_pointer and int(cuda.cuCtxPushCurrent(cuda.CUcontext(own))[0]) == 0
-    with Pipeline(bundle, "rtx", device=device) as pipe:
-        plain(pipe)
-    _, current = cuda.cuCtxPopCurrent()
-    return int(current) == own, _wrong()
+
+def draw_with_a_context(bundle: Path) -> tuple[bool, list[str]]:
+    """Draw while a context of the caller's own is current; return whether it still is, and what was wrong."""
+    library = nulldriver.driver.library
+    library.null_context.restype = ctypes.c_void_p
+    own = library.null_context(0)
+    library.cuCtxPushCurrent_v2(ctypes.c_void_p(own))
+    with Pipeline(bundle, "rtx") as pipe:
+        plain(pipe, 3)
+    kept = _current() == own
+    return kept, [each for each in _wrong() if each != "a context is current"]
+
+
+def interrupt(bundle: Path) -> list[str]:
+    """Interrupt a picture when its graph has been launched, and close."""
+    nulldriver.driver.reset()
+
+    def interrupted(self: CudaDevice) -> None:
+        CudaDevice.wait = wait  # type: ignore[method-assign]
+        raise KeyboardInterrupt
+
+    wait = CudaDevice.wait
+    with suppress(KeyboardInterrupt), Pipeline(bundle, "rtx") as pipe:
+        plain(pipe, 3)
+        CudaDevice.wait = interrupted  # type: ignore[method-assign]
+        plain(pipe, 4)
+    del pipe
+    return _wrong()
+
+
+def collect_during_capture() -> list[str]:
+    """Capture while there is garbage whose finalizers free memory, and while the first try frees some itself."""
+    nulldriver.driver.reset()
+    device, tries = CudaDevice(), []
+
+    class Garbage:
+        def __init__(self) -> None:
+            self.cycle, self.address = self, device.allocate(256)
+
+        def __del__(self) -> None:
+            with suppress(DeviceError):
+                device.release(self.address)
+
+    def work() -> None:
+        device.copy_in(address, pinned)
+        if device.capturing:
+            tries.append(len(tries))
+            if len(tries) == 1:
+                with suppress(DeviceError):
+                    device.release(spare)
+
+    threshold = gc.get_threshold()
+    with device.current():
+        address, spare, pinned = device.allocate(256), device.allocate(256), device.pin(256)
+        garbage = [Garbage() for _ in range(8)]
+        garbage.clear()
+        gc.set_threshold(1)
+        device.drop(device.capture([work]))
+        gc.set_threshold(*threshold)
+    device.close()
+    return [*_wrong(), *(["not tried twice"] * (tries != [0, 1]))]
 
 
 def open_device(device: int | str) -> str:
@@ -277,4 +346,4 @@ def open_device(device: int | str) -> str:
     except KoalaError as error:
         return f"{type(error).__name__}: {error}"
     opened.close()
-    return opened.gpu.name
+    return str(opened.gpu)

@@ -1,8 +1,8 @@
 """What ``koala_runtime.devices.tensorrt`` uses of TensorRT-RTX, for the null driver.
 
-A plan is an ONNX file of the ``cpu`` target. Its weights are memory of the device, its kernels one host function on the
-stream that lets ONNX Runtime compute on the device's memory, and destroys what a kernel may destroy: its scratch memory,
-and its outputs before it reads its inputs. Its first run sets up state, which no capture allows.
+A plan is an ONNX file of the ``cpu`` target. Its weights are memory of the device. Its kernels are one host function on
+the stream, which lets ONNX Runtime compute on the device's memory, and destroys what a kernel may destroy: its scratch
+memory, and its outputs before it reads its inputs. Its first run sets up state, which no capture allows.
 """
 
 from __future__ import annotations

@@ -1,0 +1,328 @@
+"""The runtime's own code for GPUs, over cuda-bindings, on a driver without a GPU (``tests.support.nulldriver``).
+
+A real GPU shows what this cannot: TensorRT itself, and speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from koala_bundle.engine_record import read_engine_record
+from koala_bundle.manifest import read_manifest
+from koala_bundle.targets import CPU, RTX
+from koala_engines.build import build_engines
+from koala_export.bundle import ExportOptions, export_bundle
+from koala_runtime import Pipeline
+from koala_runtime.budget import budget
+from tests.support.koala_tiny import CHECKPOINT
+from tests.support.nulldriver import LAUNCH_FAILED, OUT_OF_MEMORY, null_process, scenarios
+from tests.support.nulldriver.scenarios import SEEDS, WAYS, Images, Outcome, Seen
+
+OnNullDriver = Callable[..., Any]
+FREES = ("cuMemFree", "cuMemFreeHost", "cuGraphDestroy", "cuGraphExecDestroy", "cuEventDestroy", "cuStreamDestroy")
+
+
+def on_cpu(bundle: Path) -> list[Images]:
+    with Pipeline(bundle, "cpu") as pipe:
+        return [scenarios.plain(pipe, seed) for seed in SEEDS]
+
+
+@pytest.fixture(scope="module")
+def wanted(null_bundle: Path) -> list[Images]:
+    return on_cpu(null_bundle)
+
+
+@pytest.fixture(scope="module")
+def unchanged(on_null_driver: OnNullDriver, null_bundle: Path) -> Callable[[str], Seen]:
+    """Return a function from a way to draw to what is seen of it."""
+    seen: dict[str, Seen] = {}
+
+    def get(way: str) -> Seen:
+        if way not in seen:
+            seen[way] = on_null_driver(scenarios.draw, null_bundle, way)
+        return seen[way]
+
+    return get
+
+
+@pytest.mark.full
+def test_koala_tiny_is_drawn_as_on_the_processor(on_null_driver: OnNullDriver, tmp_path: Path) -> None:
+    options = ExportOptions(precision="fp32", num_inference_steps=4, guidance_scale=2.0, gate=False)
+    export_bundle(str(CHECKPOINT), tmp_path / "bundle", options)
+    build_engines(tmp_path / "bundle", CPU)
+    copy = scenarios.add_rtx_engines(tmp_path / "bundle", tmp_path / "copy")
+    seen = on_null_driver(scenarios.draw, copy, "plain")
+    assert np.array_equal(seen.pictures, on_cpu(copy))
+    assert seen.wrong == []
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_to_draw(way: str, unchanged: Callable[[str], Seen], wanted: list[Images]) -> None:
+    seen = unchanged(way)
+    assert np.array_equal(seen.pictures, wanted)
+    assert seen.wrong == []
+    assert {"events", "graphs"} & seen.held.keys() == set(), "freed when they are no longer needed"
+
+
+def test_a_later_picture_is_one_launch_and_one_wait(unchanged: Callable[[str], Seen]) -> None:
+    picture = ["cuGraphLaunch", "cuStreamSynchronize"]
+    assert unchanged("plain").calls == ["cuCtxPushCurrent", *picture, "cuCtxPopCurrent"]
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+def test_the_budget_is_what_is_used_to_the_byte(
+    low_memory: bool, unchanged: Callable[[str], Seen], null_bundle: Path
+) -> None:
+    record = read_engine_record(null_bundle, RTX)
+    needed = budget(read_manifest(null_bundle), record, steps=1).total(low_memory=low_memory)
+    assert unchanged("low memory" if low_memory else "plain").peak == needed
+
+
+# --- calls that fail
+
+
+def check(outcome: Outcome, status: int, sticky: bool) -> None:
+    """The right error, nothing left behind, and the next picture is right."""
+    reported = outcome.error.startswith(("DeviceError: ", "TargetError: "))
+    if outcome.during == "closing" or outcome.function in (*FREES, "cuStreamSynchronize"):
+        # What is freed, or waited for only to free something, may fail without a word if the picture is there.
+        assert reported or not outcome.error
+    else:
+        assert reported
+    if reported and not (status == OUT_OF_MEMORY and "GPU memory" in outcome.error):
+        assert f"CUresult {status}" in outcome.error or "Cuda Runtime" in outcome.error
+    assert outcome.again in ("the same", "")
+    assert outcome.again or outcome.during != "drawing" or not reported
+    assert outcome.violations == []
+    # What the driver refuses to free is freed by close; what it refuses then is freed with the context.
+    if outcome.function not in FREES and not sticky:
+        assert {"events", "graphs"} & outcome.held.keys() == set()
+    if outcome.during == "closing":
+        assert outcome.live.keys() <= {"retained contexts"}
+    else:
+        assert outcome.live == {}
+    assert outcome.live == {} or outcome.function == "cuDevicePrimaryCtxRelease"
+    if not sticky and outcome.function not in (*FREES, "cuCtxPushCurrent", "cuCtxPopCurrent"):
+        assert outcome.left == {}
+
+
+FUNCTIONS = (
+    *("cuDriverGetVersion", "cuInit", "cuDeviceGetCount", "cuDeviceGet", "cuDeviceGetName", "cuDeviceGetAttribute"),
+    *("cuDeviceTotalMem", "cuDevicePrimaryCtxRetain", "cuCtxPushCurrent", "cuCtxPopCurrent", "cuStreamCreate"),
+    *("cuMemGetInfo", "cuMemAlloc", "cuMemHostAlloc", "cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync", "cuLaunchHostFunc"),
+    *("cuStreamSynchronize", "cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphInstantiate", "cuGraphUpload"),
+    *("cuGraphDestroy", "cuGraphLaunch", "cuGraphExecDestroy", "cuMemFreeHost", "cuMemFree", "cuStreamDestroy"),
+    "cuDevicePrimaryCtxRelease",
+)
+
+
+def test_a_call_of_each_function_fails(on_null_driver: OnNullDriver, null_bundle: Path, wanted: list[Images]) -> None:
+    outcomes = on_null_driver(scenarios.fail_each, null_bundle, "plain", wanted, LAUNCH_FAILED, functions=FUNCTIONS)
+    for outcome in outcomes:
+        check(outcome, LAUNCH_FAILED, sticky=False)
+    errors = {outcome.function: outcome.error for outcome in outcomes}
+    assert "the NVIDIA driver does not describe GPU 0 (cuDeviceGetName: CUresult 719)" in errors["cuDeviceGetName"]
+    assert "the GPU, in cuGraphLaunch: expected success, found unspecified launch failure" in errors["cuGraphLaunch"]
+
+
+def test_a_fault_leaves_the_process_usable(
+    on_null_driver: OnNullDriver, null_bundle: Path, wanted: list[Images]
+) -> None:
+    for outcome in on_null_driver(
+        scenarios.fail_each, null_bundle, "plain", wanted, LAUNCH_FAILED, sticky=True, functions=["cuGraphLaunch"]
+    ):
+        assert outcome.during == "drawing"
+        check(outcome, LAUNCH_FAILED, sticky=True)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(("status", "sticky"), [(LAUNCH_FAILED, False), (OUT_OF_MEMORY, False), (LAUNCH_FAILED, True)])
+@pytest.mark.parametrize("way", WAYS)
+def test_every_call_fails(
+    way: str, status: int, sticky: bool, on_null_driver: OnNullDriver, null_bundle: Path, wanted: list[Images]
+) -> None:
+    outcomes = on_null_driver(scenarios.fail_each, null_bundle, way, wanted, status, sticky=sticky)
+    for outcome in outcomes:
+        check(outcome, status, sticky)
+
+
+def test_an_interrupted_picture_is_waited_for(on_null_driver: OnNullDriver, null_bundle: Path) -> None:
+    """Its graph runs, and what it uses is not freed before it is done."""
+    assert on_null_driver(scenarios.interrupt, null_bundle) == []
+
+
+def test_a_capture_withstands_finalizers(on_null_driver: OnNullDriver) -> None:
+    assert on_null_driver(scenarios.collect_during_capture) == []
+
+
+def test_the_callers_context_is_restored(on_null_driver: OnNullDriver, null_bundle: Path) -> None:
+    assert on_null_driver(scenarios.draw_with_a_context, null_bundle) == (True, [])
+
+
+# --- machines
+
+
+GPUS = "NVIDIA GeForce RTX 4090,8.9,24000000000;NVIDIA GeForce GTX 1080,6.1,8000000000"
+
+
+def test_a_gpu_is_chosen_by_index_or_uuid(null_library: Path) -> None:
+    first, second = "10101010-1010-1010-1010-101010101010", "20202020-2020-2020-2020-202020202020"
+    with null_process(null_library, NULL_GPUS=GPUS) as call:
+        for device in (1, f"GPU-{second}", "gpu-2020"):
+            assert call(scenarios.open_device, device).startswith("NVIDIA GeForce GTX 1080")
+        assert call(scenarios.open_device, 0).startswith("NVIDIA GeForce RTX 4090")
+        fix = "pass the index or UUID of a GPU that `nvidia-smi -L` lists."
+        assert call(scenarios.open_device, 2) == (
+            f"TargetError: device 2: expected an NVIDIA GPU, found 2 in all, numbered from 0; {fix}"
+        )
+        assert call(scenarios.open_device, "GPU-3") == (
+            f"TargetError: device GPU-3: expected an NVIDIA GPU, "
+            f"found none of that UUID among GPU-{first}, GPU-{second}; {fix}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("environment", "found"),
+    [
+        ({"NULL_CUDA": "12040"}, "expected one for CUDA 13, found CUDA 12.4; update the driver, or run"),
+        ({"NULL_GPUS": ""}, r"found no CUDA-capable device is detected, CUresult 100; run `nvidia-smi`, or run"),
+    ],
+)
+def test_only_an_old_driver_is_to_be_updated(null_library: Path, environment: dict[str, str], found: str) -> None:
+    with null_process(null_library, **environment) as call:
+        assert found in call(scenarios.open_device, 0)
+
+
+# --- seeded mistakes
+
+CUDA, TENSORRT = "koala_runtime.devices.cuda", "koala_runtime.devices.tensorrt"
+EXECUTOR, MACHINE = "koala_runtime.executor", "koala_machine.tensorrt"
+COPY_IN = "array.ctypes.data, array.nbytes, self.stream)\n\n    def copy_out"
+MISTAKES = {
+    "no run before the capture": (
+        "plain",
+        CUDA,
+        "        for enqueue in work:\n            enqueue()\n        self.wait()\n        with",
+        "        with",
+    ),
+    "no wait": ("plain", CUDA, '        self._do("cuStreamSynchronize", self.stream)', "        pass"),
+    "a launch on another stream": ("plain", CUDA, '"cuGraphLaunch", graph, self.stream', '"cuGraphLaunch", graph, 0'),
+    "a wait during capture": ("plain", CUDA, COPY_IN, COPY_IN.replace("\n\n", "\n        self.wait()\n\n", 1)),
+    "memory allocated during capture": (
+        "plain",
+        CUDA,
+        COPY_IN,
+        COPY_IN.replace("\n\n", "\n        self.release(self.allocate(256))\n\n", 1),
+    ),
+    "a copy that is too long": ("plain", CUDA, COPY_IN, COPY_IN.replace("nbytes", "nbytes + 256", 1)),
+    "a copy the wrong way": ("plain", CUDA, '"cuMemcpyHtoDAsync", address', '"cuMemcpyDtoHAsync", address'),
+    "memory that is not pinned": (
+        "plain",
+        CUDA,
+        "from_address(address))\n",
+        "from_address(address)).copy()\n",
+    ),
+    "memory that is not released": ("low memory", CUDA, '        self._free("cuMemFree", address)', "        pass"),
+    "a captured graph that is kept": (
+        "plain",
+        CUDA,
+        "self._free(*unfinished.pop(0))",
+        "unfinished.pop(0)",
+    ),
+    "an executable graph that is kept": (
+        "many step counts",
+        CUDA,
+        '        self._free("cuGraphExecDestroy", graph)',
+        "        pass",
+    ),
+    "events that are kept": (
+        "timed",
+        CUDA,
+        '                    self._free("cuEventDestroy", event)',
+        "  " * 10 + "pass",
+    ),
+    "an event without a time": (
+        "timed",
+        CUDA,
+        '        self._do("cuEventRecord", events[-1], self.stream)',
+        "        pass",
+    ),
+    "a stream that is forgotten": (
+        "plain",
+        CUDA,
+        'self._own("cuStreamDestroy", self._do("cuStreamCreate", _NON_BLOCKING))',
+        'int(self._do("cuStreamCreate", _NON_BLOCKING))',
+    ),
+    "a context that stays current": ("plain", CUDA, '            self._do("cuCtxPopCurrent")', "            pass"),
+    "a context that is not made current": ("plain", CUDA, '        self._do("cuCtxPushCurrent", self._context)', ""),
+    "a context that is retained": (
+        "plain",
+        CUDA,
+        '            self._do("cuDevicePrimaryCtxRelease", self._ordinal)',
+        "            pass",
+    ),
+    "close frees nothing": ("plain", CUDA, "in reversed([*self._owned]):", "in ():"),
+    "scratch memory that is too small": ("plain", EXECUTOR, "if most := max(", "if most := -8 + max("),
+    "scratch memory that is freed": (
+        "plain",
+        EXECUTOR,
+        "self._activations = self.device.allocate(most)",
+        "self.device.release(address := self.device.allocate(most)); self._activations = address",
+    ),
+    "a picture that is not waited for": (
+        "plain",
+        EXECUTOR,
+        "first=True, last=True)\n            self.device.wait()",
+        "first=True, last=True)",
+    ),
+    "graphs that are not kept": (
+        "plain",
+        EXECUTOR,
+        "        return self._graphs[key]\n",
+        "        return self._graphs.pop(key)\n",
+    ),
+    "scratch memory that is not set": (
+        "plain",
+        TENSORRT,
+        "            self._context.set_device_memory(activations, self.activation_bytes)\n",
+        "",
+    ),
+    "the library's own graphs": (
+        "plain",
+        TENSORRT,
+        "            settings.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED\n",
+        "",
+    ),
+    "settings that are not kept": (
+        "plain",
+        TENSORRT,
+        "self._settings, self._activations = settings, 0",
+        "self._settings, self._activations = None, 0",
+    ),
+    "memory that is released while it is used": (
+        "interrupted",
+        CUDA,
+        '        self._finish()\n        self._free("cuMemFree", address)',
+        '        self._free("cuMemFree", address)',
+    ),
+    "pinned memory that is freed while it is used": (
+        "interrupted",
+        CUDA,
+        '        self._finish()\n        self._free("cuMemFreeHost"',
+        '        self._free("cuMemFreeHost"',
+    ),
+    "a logger per plan": ("plain", MACHINE, "@cache\n", ""),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_shows(
+    mistake: str, on_null_driver: OnNullDriver, null_bundle: Path, unchanged: Callable[[str], Seen]
+) -> None:
+    way, *change = MISTAKES[mistake]
+    assert on_null_driver(scenarios.draw_changed, null_bundle, way, unchanged(way), *change) != []
