@@ -10,6 +10,7 @@ import dataclasses
 import types
 import typing
 from collections.abc import Mapping
+from functools import cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -38,7 +39,7 @@ def from_json(cls: type[T], data: Any, where: str = "") -> T:
     """Build the dataclass ``cls`` from ``data``. Raises CodecError naming the first field that does not fit."""
     if not isinstance(data, Mapping):
         raise CodecError(where or "top level", "an object", _describe(data))
-    hints = typing.get_type_hints(cls)
+    hints = _hints(cls)
     fields: dict[str, Any] = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         path = f"{where}.{field.name}" if where else field.name
@@ -49,6 +50,11 @@ def from_json(cls: type[T], data: Any, where: str = "") -> T:
     if unknown:
         raise CodecError(f"{where}.{unknown[0]}" if where else unknown[0], "no such field", "a value")
     return cls(**fields)
+
+
+@cache  # evaluating them takes most of the time of reading a manifest
+def _hints(cls: type[Any]) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
 
 
 def _decode(hint: Any, data: Any, path: str) -> Any:

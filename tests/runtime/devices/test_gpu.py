@@ -43,7 +43,8 @@ def tiny(bundle: Callable[..., Path]) -> Path:
 @pytest.fixture
 def device() -> Iterator[CudaDevice]:
     device = CudaDevice()
-    yield device
+    with device.current():
+        yield device
     device.close()
 
 

@@ -99,6 +99,7 @@ def _install(library: Path, environment: dict[str, str]) -> None:
     stand_in.install(driver.library)
     # Half of the time of opening a small bundle is that of its tokenizers, on which nothing here depends.
     koala_runtime.pipeline.PromptEncoder = cache(PromptEncoder)  # type: ignore[assignment, misc]
+    koala_runtime.pipeline._KEPT_RUNS = 2
 
 
 def _call(function: Callable[..., Any], arguments: tuple[Any, ...], named: dict[str, Any]) -> Any:
