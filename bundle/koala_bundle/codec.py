@@ -39,7 +39,7 @@ def from_json(cls: type[T], data: Any, where: str = "") -> T:
     """Build the dataclass ``cls`` from ``data``. Raises CodecError naming the first field that does not fit."""
     if not isinstance(data, Mapping):
         raise CodecError(where or "top level", "an object", _describe(data))
-    hints = _hints(cls)
+    hints = _hints(cls)  # type: ignore[arg-type]
     fields: dict[str, Any] = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]
         path = f"{where}.{field.name}" if where else field.name
