@@ -39,11 +39,11 @@ def open_driver() -> Any:
     needed = driver.CUDA_VERSION // 1000  # TensorRT's packages for this major version need the same
     try:
         status, version = driver.cuDriverGetVersion()
-        if int(status) == _SUCCESS and version >= needed * 1000:
+        old = int(status) == _SUCCESS and version < needed * 1000
+        if int(status) == _SUCCESS and not old:
             (status,) = driver.cuInit(0)
-        if int(status) == _SUCCESS and version >= needed * 1000:
-            return driver
-        old = version is not None and version < needed * 1000
+            if int(status) == _SUCCESS:
+                return driver
         found = f"CUDA {version // 1000}.{version % 1000 // 10}" if old else _reason(driver, status)
     except RuntimeError as error:  # of cuda-bindings, where the driver's library cannot be loaded
         old, found = False, f"none ({error})"
@@ -234,7 +234,10 @@ class CudaDevice:
             if int(status) == _SUCCESS:
                 with suppress(DeviceError):
                     self._free("cuGraphDestroy", captured)
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure  # it refers to this frame, and the frame to what the work uses
         self._check("cuStreamEndCapture", status)
         return int(captured)
 

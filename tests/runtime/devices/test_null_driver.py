@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from koala_bundle.engine_record import read_engine_record
+from koala_bundle.errors import ArgumentError
 from koala_bundle.manifest import read_manifest
 from koala_bundle.targets import CPU, RTX
 from koala_engines.build import build_engines
@@ -202,6 +203,11 @@ def test_a_gpu_is_chosen_by_index_or_uuid(null_library: Path) -> None:
             f"TargetError: device GPU-3: expected an NVIDIA GPU, "
             f"found none of that UUID among GPU-{first}, GPU-{second}; {fix}"
         )
+
+
+def test_a_gpu_for_a_target_without_one_is_refused(null_bundle: Path) -> None:
+    with pytest.raises(ArgumentError, match="device: expected None, because cpu runs on the processor, found 1; leave"):
+        Pipeline(null_bundle, "cpu", device=1)
 
 
 @pytest.mark.parametrize(
