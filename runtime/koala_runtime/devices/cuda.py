@@ -284,9 +284,8 @@ def _reason(driver: Any, status: Any) -> str:
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Collect garbage now and not meanwhile: a pipeline among it would free memory, which spoils a capture."""
+    """Collect no garbage meanwhile: a pipeline among it would free memory, which invalidates a capture."""
     enabled = gc.isenabled()
-    gc.collect()
     gc.disable()
     try:
         yield
