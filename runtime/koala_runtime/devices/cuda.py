@@ -51,7 +51,7 @@ def open_driver() -> Any:
         "the NVIDIA driver",
         expected=f"one for CUDA {needed}",
         found=found,
-        fix=f'{"update the driver" if old else "run `nvidia-smi`"}, or run on the processor with target="cpu"',
+        fix=f"{'update the driver' if old else 'run `nvidia-smi`'}, or run on the processor (target cpu)",
     )
 
 

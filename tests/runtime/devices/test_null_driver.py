@@ -18,12 +18,9 @@ import pytest
 from koala_bundle.engine_record import read_engine_record
 from koala_bundle.errors import ArgumentError
 from koala_bundle.manifest import read_manifest
-from koala_bundle.targets import CPU, RTX
-from koala_engines.build import build_engines
-from koala_export.bundle import ExportOptions, export_bundle
+from koala_bundle.targets import RTX
 from koala_runtime import Pipeline
 from koala_runtime.budget import budget
-from tests.support.koala_tiny import CHECKPOINT
 from tests.support.nulldriver import LAUNCH_FAILED, OUT_OF_MEMORY, null_process, scenarios
 from tests.support.nulldriver.scenarios import SEEDS, WAYS, Images, Outcome, Seen
 
@@ -54,12 +51,10 @@ def unchanged(on_null_driver: OnNullDriver, null_bundle: Path) -> Callable[[str]
     return get
 
 
-@pytest.mark.full
-def test_koala_tiny_is_drawn_as_on_the_processor(on_null_driver: OnNullDriver, tmp_path: Path) -> None:
-    options = ExportOptions(precision="fp32", num_inference_steps=4, guidance_scale=2.0, gate=False)
-    export_bundle(str(CHECKPOINT), tmp_path / "bundle", options)
-    build_engines(tmp_path / "bundle", CPU)
-    copy = scenarios.add_rtx_engines(tmp_path / "bundle", tmp_path / "copy")
+def test_koala_tiny_is_drawn_as_on_the_processor(
+    on_null_driver: OnNullDriver, bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    copy = scenarios.add_rtx_engines(bundle("koala-tiny", precision="fp32"), tmp_path / "copy")
     seen = on_null_driver(scenarios.draw, copy, "plain")
     assert np.array_equal(seen.pictures, on_cpu(copy))
     assert seen.wrong == []
