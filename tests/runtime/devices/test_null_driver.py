@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from koala_bundle.manifest import read_manifest
 from koala_bundle.targets import RTX
 from koala_runtime import Pipeline
 from koala_runtime.budget import budget
-from tests.support.nulldriver import LAUNCH_FAILED, OUT_OF_MEMORY, null_process, scenarios
+from tests.support.nulldriver import LAUNCH_FAILED, OUT_OF_MEMORY, changes, null_process, scenarios
 from tests.support.nulldriver.scenarios import SEEDS, WAYS, Images, Outcome, Seen
 
 OnNullDriver = Callable[..., Any]
@@ -41,14 +42,7 @@ def wanted(null_bundle: Path) -> list[Images]:
 @pytest.fixture(scope="module")
 def unchanged(on_null_driver: OnNullDriver, null_bundle: Path) -> Callable[[str], Seen]:
     """Return a function from a way to draw to what is seen of it."""
-    seen: dict[str, Seen] = {}
-
-    def get(way: str) -> Seen:
-        if way not in seen:
-            seen[way] = on_null_driver(scenarios.draw, null_bundle, way)
-        return seen[way]
-
-    return get
+    return cache(partial(on_null_driver, scenarios.draw, null_bundle))
 
 
 def test_koala_tiny_is_drawn_as_on_the_processor(
@@ -166,14 +160,14 @@ def test_every_function_faults(way: str, on_null_driver: OnNullDriver, null_bund
         check(outcome, LAUNCH_FAILED, sticky=True)
 
 
-@pytest.mark.parametrize("way", scenarios.SINGLE)
+@pytest.mark.parametrize("way", changes.SINGLE)
 def test_memory_is_freed_in_time(way: str, on_null_driver: OnNullDriver, null_bundle: Path) -> None:
     """Not while what is enqueued uses it, and not by the garbage collector during a capture."""
-    assert on_null_driver(scenarios.SINGLE[way], null_bundle) == []
+    assert on_null_driver(changes.SINGLE[way], null_bundle) == []
 
 
 def test_the_callers_context_is_restored(on_null_driver: OnNullDriver, null_bundle: Path) -> None:
-    assert on_null_driver(scenarios.draw_with_a_context, null_bundle) == (True, [])
+    assert on_null_driver(changes.draw_with_a_context, null_bundle) == (True, [])
 
 
 # --- machines
@@ -186,13 +180,13 @@ def test_a_gpu_is_chosen_by_index_or_uuid(null_library: Path) -> None:
     first, second = "10101010-1010-1010-1010-101010101010", "20202020-2020-2020-2020-202020202020"
     with null_process(null_library, NULL_GPUS=GPUS) as call:
         for device in (1, f"GPU-{second}", "gpu-2020"):
-            assert call(scenarios.open_device, device).startswith("NVIDIA GeForce GTX 1080")
-        assert call(scenarios.open_device, 0).startswith("NVIDIA GeForce RTX 4090")
+            assert call(changes.open_device, device).startswith("NVIDIA GeForce GTX 1080")
+        assert call(changes.open_device, 0).startswith("NVIDIA GeForce RTX 4090")
         fix = "pass the index or UUID of a GPU that `nvidia-smi -L` lists."
-        assert call(scenarios.open_device, 2) == (
+        assert call(changes.open_device, 2) == (
             f"TargetError: device 2: expected an NVIDIA GPU, found 2 in all, numbered from 0; {fix}"
         )
-        assert call(scenarios.open_device, "GPU-3") == (
+        assert call(changes.open_device, "GPU-3") == (
             f"TargetError: device GPU-3: expected an NVIDIA GPU, "
             f"found none of that UUID among GPU-{first}, GPU-{second}; {fix}"
         )
@@ -212,7 +206,7 @@ def test_a_gpu_for_a_target_without_one_is_refused(null_bundle: Path) -> None:
 )
 def test_only_an_old_driver_is_to_be_updated(null_library: Path, environment: dict[str, str], found: str) -> None:
     with null_process(null_library, **environment) as call:
-        assert found in call(scenarios.open_device, 0)
+        assert found in call(changes.open_device, 0)
 
 
 @pytest.mark.full
@@ -223,141 +217,3 @@ def test_the_tests_for_a_gpu_run(null_library: Path) -> None:
     environment = os.environ | {"LD_LIBRARY_PATH": str(null_library.parent), "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert "2 passed" in done.stdout, done.stdout
-
-
-# --- seeded mistakes
-
-CUDA, TENSORRT = "koala_runtime.devices.cuda", "koala_runtime.devices.tensorrt"
-EXECUTOR, MACHINE = "koala_runtime.executor", "koala_machine.tensorrt"
-COPY_IN = "array.ctypes.data, array.nbytes, self.stream)\n\n    def copy_out"
-MISTAKES = {
-    "no run before the capture": (
-        "plain",
-        CUDA,
-        "        for enqueue in work:\n            enqueue()\n        self.wait()\n        with",
-        "        with",
-    ),
-    "no wait": ("plain", CUDA, '        self._do("cuStreamSynchronize", self.stream)', "        pass"),
-    "a launch on another stream": ("plain", CUDA, '"cuGraphLaunch", graph, self.stream', '"cuGraphLaunch", graph, 0'),
-    "a wait during capture": ("plain", CUDA, COPY_IN, COPY_IN.replace("\n\n", "\n        self.wait()\n\n", 1)),
-    "memory allocated during capture": (
-        "plain",
-        CUDA,
-        COPY_IN,
-        COPY_IN.replace("\n\n", "\n        self.release(self.allocate(256))\n\n", 1),
-    ),
-    "a copy that is too long": ("plain", CUDA, COPY_IN, COPY_IN.replace("nbytes", "nbytes + 256", 1)),
-    "a copy the wrong way": ("plain", CUDA, '"cuMemcpyHtoDAsync", address', '"cuMemcpyDtoHAsync", address'),
-    "memory that is not pinned": (
-        "plain",
-        CUDA,
-        "from_address(address))\n",
-        "from_address(address)).copy()\n",
-    ),
-    "memory that is not released": ("low memory", CUDA, '        self._free("cuMemFree", address)', "        pass"),
-    "a captured graph that is kept": (
-        "plain",
-        CUDA,
-        "self._free(*unfinished.pop(0))",
-        "unfinished.pop(0)",
-    ),
-    "an executable graph that is kept": (
-        "many step counts",
-        CUDA,
-        '        self._free("cuGraphExecDestroy", graph)',
-        "        pass",
-    ),
-    "events that are kept": (
-        "timed",
-        CUDA,
-        '                    self._free("cuEventDestroy", event)',
-        "  " * 10 + "pass",
-    ),
-    "an event without a time": (
-        "timed",
-        CUDA,
-        '        self._do("cuEventRecord", events[-1], self.stream)',
-        "        pass",
-    ),
-    "a stream that is forgotten": (
-        "plain",
-        CUDA,
-        'self._own("cuStreamDestroy", self._do("cuStreamCreate", _NON_BLOCKING))',
-        'int(self._do("cuStreamCreate", _NON_BLOCKING))',
-    ),
-    "a context that stays current": ("plain", CUDA, '            self._do("cuCtxPopCurrent")', "            pass"),
-    "a context that is not made current": ("plain", CUDA, '        self._do("cuCtxPushCurrent", self._context)', ""),
-    "a context that is retained": (
-        "plain",
-        CUDA,
-        '            self._do("cuDevicePrimaryCtxRelease", self._ordinal)',
-        "            pass",
-    ),
-    "close frees nothing": ("plain", CUDA, "in reversed([*self._owned]):", "in ():"),
-    "scratch memory that is too small": ("plain", EXECUTOR, "if most := max(", "if most := -8 + max("),
-    "scratch memory that is freed": (
-        "plain",
-        EXECUTOR,
-        "self._activations = self.device.allocate(most)",
-        "self.device.release(address := self.device.allocate(most)); self._activations = address",
-    ),
-    "a picture that is not waited for": (
-        "plain",
-        EXECUTOR,
-        "first=True, last=True)\n            self.device.wait()",
-        "first=True, last=True)",
-    ),
-    "graphs that are not kept": (
-        "plain",
-        EXECUTOR,
-        "        return self._graphs[key]\n",
-        "        return self._graphs.pop(key)\n",
-    ),
-    "scratch memory that is not set": (
-        "plain",
-        TENSORRT,
-        "            self._context.set_device_memory(activations, self.activation_bytes)\n",
-        "",
-    ),
-    "the library's own graphs": (
-        "plain",
-        TENSORRT,
-        "            settings.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED\n",
-        "",
-    ),
-    "settings that are not kept": (
-        "plain",
-        TENSORRT,
-        "self._settings, self._activations = settings, 0",
-        "self._settings, self._activations = None, 0",
-    ),
-    "memory that is released while it is used": (
-        "in use",
-        CUDA,
-        '        self._finish()\n        self._free("cuMemFree", address)',
-        '        self._free("cuMemFree", address)',
-    ),
-    "pinned memory that is freed while it is used": (
-        "interrupted",
-        CUDA,
-        '        self._finish()\n        self._free("cuMemFreeHost"',
-        '        self._free("cuMemFreeHost"',
-    ),
-    "garbage that is collected during capture": ("freed during capture", CUDA, "    gc.disable()\n", ""),
-    "a capture that is not tried again": (
-        "freed during capture",
-        CUDA,
-        "self._record(work) or self._record(work, last=True)",
-        "self._record(work, last=True)",
-    ),
-    "a logger per plan": ("plain", MACHINE, "@cache\n", ""),
-}
-
-
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_shows(
-    mistake: str, on_null_driver: OnNullDriver, null_bundle: Path, unchanged: Callable[[str], Seen]
-) -> None:
-    way, *change = MISTAKES[mistake]
-    right = unchanged(way if way in WAYS else "plain")
-    assert on_null_driver(scenarios.draw_changed, null_bundle, way, right, *change) != []

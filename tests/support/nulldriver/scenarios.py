@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import importlib
-import inspect
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,6 @@ from koala_bundle.engine_record import ENGINE_RECORD, engine_folder, read_engine
 from koala_bundle.errors import DeviceError, KoalaError
 from koala_bundle.targets import CPU, RTX
 from koala_runtime import Pipeline
-from koala_runtime.devices.cuda import CudaDevice
 from tests.support import nulldriver
 from tests.support.nulldriver import stand_in
 
@@ -129,22 +125,22 @@ def draw(bundle: Path, way: str) -> Seen:
         seen.calls, (seen.held, _) = driver.calls(), driver.live()
     del pipe
     gc.collect()
-    seen.peak, seen.wrong = driver.memory(24 << 30), _wrong()
+    seen.peak, seen.wrong = driver.memory(24 << 30), wrong()
     return seen
 
 
-def _wrong() -> list[str]:
+def wrong() -> list[str]:
     """Return what is wrong after everything was closed, and forget it."""
     driver = nulldriver.driver
     found, (live, left) = driver.violations(), driver.live()
     found += [f"alive: {live}, lost with its context: {left}"] * bool(live or left)
     found += [f"{len(stand_in.loggers)} loggers"] * (len(stand_in.loggers) > 1)
-    found += ["a context is current"] * bool(_current())
+    found += ["a context is current"] * bool(current())
     driver.reset()
     return found
 
 
-def _current() -> int:
+def current() -> int:
     context = ctypes.c_void_p()
     nulldriver.driver.library.cuCtxGetCurrent(ctypes.byref(context))
     return context.value or 0
@@ -220,153 +216,3 @@ def _again(pipe: Pipeline, function: Callable[[Pipeline, int], Images], wanted: 
         return "the same" if np.array_equal(function(pipe, SEEDS[0]), wanted) else "another picture"
     except DeviceError as error:
         return f"refused: {error}"
-
-
-# --- changed sources
-
-
-@contextmanager
-def changed(module: str, old: str, new: str) -> Iterator[None]:
-    """Put functions of a changed text in the place of a module's own."""
-    owner = importlib.import_module(module)
-    text = inspect.getsource(owner)
-    assert text.count(old) == 1, f"{text.count(old)} times in {module}: {old}"
-    made: dict[str, Any] = {"__name__": module, "__file__": owner.__file__}
-    exec(compile(text.replace(old, new), str(owner.__file__), "exec"), made)
-    before: list[tuple[Any, str, Any]] = []
-    for name, value in made.items():
-        if getattr(value, "__module__", None) != module:
-            continue
-        place = getattr(owner, name) if inspect.isclass(value) else owner
-        members = vars(value) if inspect.isclass(value) else {name: value}
-        for member, function in members.items():
-            if inspect.isfunction(function):
-                before.append((place, member, vars(place)[member]))
-                setattr(place, member, function)
-    try:
-        yield
-    finally:
-        for place, member, function in before:
-            setattr(place, member, function)
-
-
-def draw_changed(bundle: Path, way: str, right: Seen, module: str, old: str, new: str) -> list[str]:
-    """Draw with a changed module; return what was wrong, or differs from what is ``right``."""
-    with changed(module, old, new):
-        try:
-            if way in SINGLE:
-                return SINGLE[way](bundle)
-            seen = draw(bundle, way)
-        except Exception as error:
-            found = f"{type(error).__name__}: {error}"
-            del error
-            gc.collect()
-            return [found, *_wrong()]
-    found = ["another picture"] * (not np.array_equal(seen.pictures, right.pictures))
-    found += [f"held: {seen.held}"] * (seen.held != right.held)
-    found += [f"peak: {seen.peak}"] * (seen.peak != right.peak)
-    found += [f"calls: {seen.calls}"] * (way == "plain" and seen.calls != right.calls)
-    return [*seen.wrong, *found]
-
-
-# --- single faults
-
-
-def draw_with_a_context(bundle: Path) -> tuple[bool, list[str]]:
-    """Draw while a context of the caller's own is current; return whether it still is, and what was wrong."""
-    library = nulldriver.driver.library
-    library.null_context.restype = ctypes.c_void_p
-    own = library.null_context(0)
-    library.cuCtxPushCurrent_v2(ctypes.c_void_p(own))
-    with Pipeline(bundle, "rtx") as pipe:
-        plain(pipe, 3)
-    kept = _current() == own
-    return kept, [each for each in _wrong() if each != "a context is current"]
-
-
-def interrupt(bundle: Path) -> list[str]:
-    """Interrupt a picture when its graph has been launched, and close."""
-    nulldriver.driver.reset()
-
-    def interrupted(self: CudaDevice) -> None:
-        CudaDevice.wait = wait  # type: ignore[method-assign]
-        raise KeyboardInterrupt
-
-    wait = CudaDevice.wait
-    with suppress(KeyboardInterrupt), Pipeline(bundle, "rtx") as pipe:
-        plain(pipe, 3)
-        CudaDevice.wait = interrupted  # type: ignore[method-assign]
-        plain(pipe, 4)
-    del pipe
-    return _wrong()
-
-
-def release_in_use(_: Path) -> list[str]:
-    """Release memory of both kinds while copies to and from it are enqueued."""
-    nulldriver.driver.reset()
-    device = CudaDevice()
-    with device.current():
-        address, pinned = device.allocate(256), device.pin(256)
-        device.copy_in(address, pinned)
-        device.release(address)
-        device.wait()
-        address = device.allocate(256)
-        device.copy_out(pinned, address)
-        device.unpin(pinned)
-        device.wait()
-        device.release(address)
-    device.close()
-    return _wrong()
-
-
-def free_during_capture(_: Path) -> list[str]:
-    """Capture work that leaves garbage whose finalizers free memory; and the first time it frees some itself."""
-    nulldriver.driver.reset()
-    device, tries = CudaDevice(), []
-
-    class Garbage:
-        def __init__(self, address: int) -> None:
-            self.cycle, self.address = self, address
-
-        def __del__(self) -> None:
-            with suppress(DeviceError):
-                device.release(self.address)
-
-    def work() -> None:
-        device.copy_in(address, pinned)
-        if device.capturing:
-            tries.append(len(tries))
-            Garbage(spare.pop())
-            assert [[] for _ in range(100)], "enough for a collection"
-            if len(tries) == 1:
-                with suppress(DeviceError):
-                    device.release(spare.pop())
-
-    threshold = gc.get_threshold()
-    with device.current():
-        address, pinned, spare = device.allocate(256), device.pin(256), [device.allocate(256) for _ in range(4)]
-        gc.set_threshold(1)
-        try:
-            device.drop(device.capture([work]))
-        finally:
-            gc.set_threshold(*threshold)
-            gc.collect()
-    device.close()
-    return [*_wrong(), *(["not tried twice"] * (tries != [0, 1]))]
-
-
-SINGLE: dict[str, Callable[[Path], list[str]]] = {
-    "interrupted": interrupt,
-    "in use": release_in_use,
-    "freed during capture": free_during_capture,
-}
-
-
-def open_device(device: int | str) -> str:
-    """Open a GPU, and return its name or the refusal."""
-    try:
-        opened = CudaDevice(device)
-    except KoalaError as error:
-        return f"{type(error).__name__}: {error}"
-    opened.close()
-    return str(opened.gpu)
