@@ -43,7 +43,7 @@ class TextEncoder2(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """One denoising step: batched guidance around the U-Net, then the Euler step in float32 (``koala_export.euler``)."""
+    """One denoising step: batched guidance around the U-Net, then the Euler step (``koala_export.euler``)."""
 
     def __init__(self, unet: Any, prediction_type: str) -> None:
         super().__init__()
