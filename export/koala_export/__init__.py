@@ -2,7 +2,7 @@
 
 - ``source``: a folder, a hub name or a preset becomes a Checkpoint
 - ``checkpoint``: the folder of a checkpoint; ``presets``, ``random_weights``: known shapes without a download
-- ``modules``: the torch modules that are traced, the sampler folded into the denoiser
+- ``modules``: the torch modules that are traced; ``euler``: the sampler's step, folded into the denoiser
 - ``module_passes``: passes over a torch model before the trace; ``passes``: passes over the traced graph
 - ``trace``: a module becomes a graph, and a graph an ONNX file; ``capture`` and ``simplify`` are its two halves
 - ``gate``: compares the ONNX files of a component with PyTorch

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from koala_bundle.spec import ModelSpec, Profile
 from koala_export.checkpoint import Checkpoint
+from koala_export.euler import euler_step, inverse_norm
 from koala_export.module_passes import MODULE_PASSES
 
 
@@ -42,13 +43,7 @@ class TextEncoder2(nn.Module):
 
 
 class Denoiser(nn.Module):
-    """One step of EulerDiscreteScheduler with batched guidance around the U-Net.
-
-    The sampler's arithmetic is float32 whatever the U-Net's precision. With x the latents and σ the noise level,
-    the U-Net sees x / sqrt(σ² + 1) and the step is x + d (σ_next - σ), where the derivative d = (x - x₀) / σ is the
-    prediction itself for epsilon, and x σ / (σ² + 1) + v / sqrt(σ² + 1) for v_prediction (from
-    x₀ = x / (σ² + 1) - v σ / sqrt(σ² + 1), diffusers' EulerDiscreteScheduler.step).
-    """
+    """One denoising step: batched guidance around the U-Net, then the Euler step (``koala_export.euler``)."""
 
     def __init__(self, unet: Any, prediction_type: str) -> None:
         super().__init__()
@@ -67,8 +62,8 @@ class Denoiser(nn.Module):
         time_ids: Tensor,
         guidance_scale: Tensor | None = None,
     ) -> Tensor:
-        inverse_norm = torch.rsqrt(sigma * sigma + 1)
-        sample = latents * inverse_norm
+        scale = inverse_norm(sigma)
+        sample = latents * scale
         if guidance_scale is not None:
             sample = torch.cat([sample, sample])
         prediction: Tensor = self.unet(
@@ -82,9 +77,7 @@ class Denoiser(nn.Module):
         if guidance_scale is not None:
             negative, positive = prediction.chunk(2)
             prediction = negative + guidance_scale * (positive - negative)
-        if self.prediction_type == "v_prediction":
-            prediction = (latents * sigma * inverse_norm + prediction) * inverse_norm
-        return latents + prediction * (sigma_next - sigma)
+        return euler_step(latents, prediction, sigma, sigma_next, scale, self.prediction_type)
 
 
 class VAEDecoder(nn.Module):
