@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import uuid
 from dataclasses import dataclass
+from typing import Any
 
 from koala_bundle.engine_record import GPU
 
@@ -19,16 +21,27 @@ _COMPUTE_CAPABILITY_MINOR = 76
 
 @dataclass(frozen=True)
 class Driver:
-    """What the driver answered: ``cuda_version`` as in "13.0" and the first visible GPU, or why there is neither."""
+    """What the driver answered: ``cuda_version`` as in "13.0" and the GPU that was asked for, or why it is not there.
+
+    ``ordinal`` is the GPU's index among the visible ones.
+    """
 
     cuda_version: str | None
     gpu: GPU | None
     memory_bytes: int
     problem: str | None
+    ordinal: int = 0
 
 
-def query_driver(library: str | None = None) -> Driver:
-    """Ask the CUDA driver for the first visible GPU. Never raises; ``problem`` says in words what is missing."""
+class _DriverError(Exception):
+    """The driver's answer in words."""
+
+
+def query_driver(library: str | None = None, *, device: int | str = 0) -> Driver:
+    """Ask the CUDA driver for a visible GPU by its index or UUID ("GPU-..." or "MIG-...", as `nvidia-smi -L` shows).
+
+    Never raises; ``problem`` says in words what is missing.
+    """
     name = library or ("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     version = ctypes.c_int()
     try:
@@ -39,18 +52,48 @@ def query_driver(library: str | None = None) -> Driver:
     if status != 0:
         return Driver(None, None, 0, f"the NVIDIA driver does not answer (CUresult {status})")
     cuda_version = f"{version.value // 1000}.{version.value % 1000 // 10}"
-    status = cuda.cuInit(0)
-    count, device = ctypes.c_int(), ctypes.c_int()
-    if status == 0:
-        status = cuda.cuDeviceGetCount(ctypes.byref(count))
+    try:
+        gpu, memory_bytes, ordinal = _describe(cuda, device)
+    except _DriverError as error:
+        return Driver(cuda_version, None, 0, str(error))
+    return Driver(cuda_version, gpu, memory_bytes, None, ordinal)
+
+
+def _describe(cuda: Any, device: int | str) -> tuple[GPU, int, int]:
+    """Return a GPU, its memory in bytes and its index. Raises _DriverError."""
+    count, handle = ctypes.c_int(), ctypes.c_int()
+    status = cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count))
     if status != 0 or count.value == 0:
-        return Driver(cuda_version, None, 0, f"the NVIDIA driver shows no GPU (CUresult {status})")
+        raise _DriverError(f"the NVIDIA driver shows no GPU (CUresult {status})")
+    ordinal = device if isinstance(device, int) else _find(cuda, device, count.value)
+    if not 0 <= ordinal < count.value:
+        raise _DriverError(f"{count.value} in all, numbered from 0")
+
+    def ask(function: str, *arguments: Any) -> None:
+        if status := getattr(cuda, function)(*arguments):
+            raise _DriverError(f"the NVIDIA driver does not describe GPU {ordinal} ({function}: CUresult {status})")
+
     title = ctypes.create_string_buffer(256)
     major, minor, memory = ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
-    cuda.cuDeviceGet(ctypes.byref(device), 0)
-    cuda.cuDeviceGetName(title, len(title), device)
-    cuda.cuDeviceGetAttribute(ctypes.byref(major), _COMPUTE_CAPABILITY_MAJOR, device)
-    cuda.cuDeviceGetAttribute(ctypes.byref(minor), _COMPUTE_CAPABILITY_MINOR, device)
-    cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
+    ask("cuDeviceGet", ctypes.byref(handle), ordinal)
+    ask("cuDeviceGetName", title, len(title), handle)
+    ask("cuDeviceGetAttribute", ctypes.byref(major), _COMPUTE_CAPABILITY_MAJOR, handle)
+    ask("cuDeviceGetAttribute", ctypes.byref(minor), _COMPUTE_CAPABILITY_MINOR, handle)
+    ask("cuDeviceTotalMem_v2", ctypes.byref(memory), handle)
     gpu = GPU(title.value.decode(errors="replace"), f"{major.value}.{minor.value}")
-    return Driver(cuda_version, gpu, memory.value, None)
+    return gpu, memory.value, ordinal
+
+
+def _find(cuda: Any, wanted: str, count: int) -> int:
+    """Return the index of the GPU with this UUID, or the only one whose UUID begins so. Raises _DriverError."""
+    seen, handle, held = [], ctypes.c_int(), ctypes.create_string_buffer(16)
+    for ordinal in range(count):
+        # The second version gives the UUID of a MIG instance rather than of the GPU that it is a part of.
+        if status := cuda.cuDeviceGet(ctypes.byref(handle), ordinal) or cuda.cuDeviceGetUuid_v2(held, handle):
+            raise _DriverError(f"the NVIDIA driver does not give the UUID of GPU {ordinal} (CUresult {status})")
+        seen.append(str(uuid.UUID(bytes=held.raw)))
+    begins = wanted.lower().removeprefix("gpu-").removeprefix("mig-")
+    found = [ordinal for ordinal, each in enumerate(seen) if begins and each.startswith(begins)]
+    if len(found) != 1:
+        raise _DriverError(f"{len(found) or 'none'} of that UUID among {', '.join(f'GPU-{each}' for each in seen)}")
+    return found[0]

@@ -34,7 +34,8 @@ class Pipeline:
 
     ``target``: ``tensorrt``, ``rtx`` or ``cpu``; None takes the best that the bundle has engines for and this machine
     can run. ``low_memory`` keeps on the GPU only what the current phase needs (text encoders, U-Net, VAE) and loads
-    the others again for each picture. ``executor`` makes the executor from the chosen engines and ``low_memory``; pass
+    the others again for each picture. ``verify`` checks the digest of every file again instead of only of those that
+    changed since they were checked. ``executor`` makes the executor from the chosen engines and ``low_memory``; pass
     your own to run components another way.
 
     Attributes: ``manifest``, ``target`` (a ``koala_bundle.targets.Target``), ``budget`` (device memory that a picture
@@ -48,9 +49,10 @@ class Pipeline:
         target: str | None = None,
         *,
         low_memory: bool = False,
+        verify: bool = False,
         executor: Callable[[EngineSet, bool], Executor] = open_executor,
     ) -> None:
-        engines = open_engines(Path(bundle), target)
+        engines = open_engines(Path(bundle), target, verify=verify)
         self.manifest, self.target, self.digest = engines.manifest, engines.target, engines.digest
         self.budget = budget(engines.manifest, engines.record)
         self._encoder = PromptEncoder((engines.path / TOKENIZERS[0], engines.path / TOKENIZERS[1]))

@@ -134,7 +134,7 @@ CASES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
         RUN,
     ),
     "engines of other ONNX": (
-        lambda t: edit_key(t / "bundle/engines/cpu/engine.json", onnx={}),
+        lambda t: edit_plan(t / "bundle/engines/cpu/engine.json", "denoiser", onnx={}),
         RUN,
     ),
     "path out of the bundle": (
@@ -142,7 +142,14 @@ CASES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
             t / "bundle/engines/cpu/engine.json",
             files={"../../../secret": {"sha256": "00", "size": 1}},
             plans={
-                "denoiser": {"files": ["../../../secret"], "build_seconds": 1, "kernels": {}, "activation_bytes": None}
+                "denoiser": {
+                    "files": ["../../../secret"],
+                    "onnx": {},
+                    "build_seconds": 1,
+                    "kernels": {},
+                    "activation_bytes": None,
+                    "trials": [],
+                }
             },
         ),
         RUN,
@@ -182,10 +189,16 @@ def edit_key(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(record))
 
 
+def edit_plan(path: Path, name: str, **changes: object) -> None:
+    record = json.loads(path.read_text())
+    record["plans"][name] |= changes
+    path.write_text(json.dumps(record))
+
+
 def pretend_gpu_engines(tmp: Path) -> None:
-    shutil.copytree(tmp / "bundle/engines/cpu", tmp / "bundle/engines/tensorrt")
+    folder = shutil.copytree(tmp / "bundle/engines/cpu", tmp / "bundle/engines/tensorrt/nvidia-h200-9.0")
     gpu = {"name": "NVIDIA H200", "compute_capability": "9.0"}
-    edit_key(tmp / "bundle/engines/tensorrt/engine.json", gpu=gpu)
+    edit_key(folder / "engine.json", gpu=gpu)
 
 
 @pytest.fixture
