@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 
 from koala_bench.results import SCHEMA_VERSION, Results
 from koala_bench.runner import BenchOptions, run
-from koala_bundle.engine_record import engine_folder
+from koala_bundle.engine_record import engine_variants
 from koala_bundle.manifest import read_manifest
 from koala_bundle.progress import Report, no_report
 from koala_bundle.targets import TARGETS
@@ -69,6 +69,6 @@ def _variant(
     path = scratch / f"{kind}-{value}"
     export_bundle(source, path, wanted, report)
     for target in TARGETS:
-        if engine_folder(bundle, target).is_dir():
+        if engine_variants(bundle, target):
             build_engines(path, target, report=report)
     return path

@@ -1,12 +1,20 @@
-"""engines/<target>/engine.json: what the plans of a target are and what they were built from."""
+"""engine.json: what a set of plans is and what it was built from. A bundle may hold several sets:
+
+    engines/cpu/
+    engines/rtx/, engines/rtx-7.5/                       one per list of compute capabilities
+    engines/tensorrt/nvidia-geforce-rtx-4090-8.9/, ...   one per model of GPU
+
+What tells the sets of one target apart is their ``variant``: ``7.5``, ``nvidia-geforce-rtx-4090-8.9``, or empty.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 from koala_bundle.errors import TargetError
-from koala_bundle.files import FileEntry
+from koala_bundle.files import FileEntry, restore
 from koala_bundle.manifest import check_listed, read_record
 from koala_bundle.targets import Target
 
@@ -26,9 +34,9 @@ class GPU:
 
 @dataclass(frozen=True)
 class EngineKey:
-    """Everything that decides whether engines are still right; any difference means a rebuild.
+    """What all plans of a set depend on besides their ONNX files; any difference means a rebuild of all of them.
 
-    ``gpu`` is None for engines that run on more than the machine that built them; ``onnx`` maps path to SHA-256.
+    ``gpu`` is None for engines that run on more than the machine that built them.
     """
 
     compiler: str
@@ -36,10 +44,9 @@ class EngineKey:
     platform: str
     gpu: GPU | None
     options: dict[str, str]
-    onnx: dict[str, str]
 
     def changes_since(self, old: EngineKey) -> list[str]:
-        """Return in words what differs from ``old``; empty if the engines are up to date."""
+        """Return in words what differs from ``old``; empty if nothing does."""
         reasons = []
         if (old.compiler, old.compiler_version) != (self.compiler, self.compiler_version):
             reasons.append(f"{old.compiler} {old.compiler_version} -> {self.compiler} {self.compiler_version}")
@@ -51,11 +58,6 @@ class EngineKey:
             before, now = old.options.get(option, "unset"), self.options.get(option, "unset")
             if before != now:
                 reasons.append(f"{option} {before} -> {now}")
-        changed = sorted(
-            path for path in old.onnx.keys() | self.onnx.keys() if old.onnx.get(path) != self.onnx.get(path)
-        )
-        if changed:
-            reasons.append(f"ONNX changed ({', '.join(changed)})")
         return reasons
 
 
@@ -63,13 +65,17 @@ class EngineKey:
 class PlanEntry:
     """One built component: its file first, then any external data; how long the compiler took, its kernels by kind.
 
-    ``activation_bytes`` is the scratch memory of one run, None where the compiler does not report it.
+    ``onnx`` maps the path of each ONNX file it was built from to its SHA-256; another digest means a rebuild of this
+    plan. ``activation_bytes`` is the scratch memory of one run, None where the compiler does not report it.
+    ``trials`` are the seconds of one run of each build that tuning compared, fastest first; empty without tuning.
     """
 
     files: tuple[str, ...]
+    onnx: dict[str, str]
     build_seconds: float
     kernels: dict[str, int]
     activation_bytes: int | None
+    trials: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -82,18 +88,55 @@ class EngineRecord:
     plans: dict[str, PlanEntry]
     files: dict[str, FileEntry]
 
+    def onnx_digests(self) -> dict[str, str]:
+        """SHA-256 by path of every ONNX file that the plans were built from."""
+        return {path: digest for plan in self.plans.values() for path, digest in plan.onnx.items()}
 
-def engine_folder(bundle: Path, target: Target) -> Path:
-    """Return the folder of the plans for ``target``."""
-    return bundle / "engines" / target.engines
+
+def gpu_variant(gpu: GPU) -> str:
+    """Return the variant of plans for one model of GPU: its name in small letters, and its compute capability."""
+    return f"{re.sub(r'[^a-z0-9]+', '-', gpu.name.lower()).strip('-')}-{gpu.compute_capability}"
 
 
-def read_engine_record(bundle: Path, target: Target) -> EngineRecord:
-    """Read ``engine.json`` of a target. Raises TargetError if there are no engines for it, BundleError if damaged."""
-    path = engine_folder(bundle, target) / ENGINE_RECORD
-    fix = f"build them with `koala engines {bundle} --target {target.engines}`"
+def engine_folder(bundle: Path, target: Target, variant: str = "") -> Path:
+    """Return the folder of a set of plans for ``target``."""
+    folder = bundle / "engines" / target.engines
+    if target.built_on_its_gpu:
+        return folder / variant
+    return folder.with_name(f"{target.engines}-{variant}") if variant else folder
+
+
+def engine_variants(bundle: Path, target: Target) -> list[str]:
+    """Return the variants of ``target`` that the bundle has plans for, sorted; empty if there are none."""
+    if target.built_on_its_gpu:
+        records = engine_folder(bundle, target).glob(f"[!.]*/{ENGINE_RECORD}")
+        return sorted(path.parent.name for path in records)
+    names = [path.parent.name for path in (bundle / "engines").glob(f"{target.engines}*/{ENGINE_RECORD}")]
+    start = f"{target.engines}-"
+    return sorted(name.removeprefix(target.engines).removeprefix("-") for name in names if f"{name}-".startswith(start))
+
+
+def restore_engines(bundle: Path) -> None:
+    """Undo every swap of engines that was interrupted."""
+    for old in (*(bundle / "engines").glob(".*.old"), *(bundle / "engines").glob("*/.*.old")):
+        restore(old.with_name(old.name.removeprefix(".").removesuffix(".old")))
+
+
+def read_engine_record(bundle: Path, target: Target, variant: str = "") -> EngineRecord:
+    """Read ``engine.json`` of a set of plans.
+
+    Raises TargetError if there are no such engines, BundleError if the file is damaged.
+    """
+    path = engine_folder(bundle, target, variant) / ENGINE_RECORD
+    fix = f"build them with {build_command(bundle, target, variant)}"
     if not path.is_file():
         raise TargetError(f"target {target} of {bundle}", expected="built engines", found="none", fix=fix)
     record = read_record(EngineRecord, path, fix)
     check_listed(path, {name for plan in record.plans.values() for name in plan.files}, record.files, fix)
     return record
+
+
+def build_command(bundle: Path, target: Target, variant: str = "") -> str:
+    """Return the command that builds a set of plans, in backquotes."""
+    chosen = f" --compute-capability {variant}" if variant and not target.built_on_its_gpu else ""
+    return f"`koala engines {bundle} --target {target.engines}{chosen}`"

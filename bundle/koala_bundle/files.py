@@ -96,6 +96,15 @@ def write_json(path: Path, value: Any) -> None:
     write_atomic(path, (json.dumps(to_json(value), indent=2, sort_keys=True) + "\n").encode())
 
 
+def link(old: Path, new: Path) -> None:
+    """Make ``new`` the same file as ``old``, or a copy where the file system has no links."""
+    new.unlink(missing_ok=True)
+    try:
+        os.link(old, new)
+    except OSError:
+        shutil.copyfile(old, new)
+
+
 def require_space(folder: Path, size: int) -> None:
     """Raise OSError (ENOSPC) unless ``size`` bytes fit on the disk of ``folder``.
 
@@ -195,7 +204,7 @@ def prepare_output(path: Path, lock: Callable[[Path], AbstractContextManager[obj
     ``lock`` makes an inter-process lock from a file name (``filelock.FileLock``); the file goes when the work ends.
     """
     lock_file = path.with_name(f".{path.name}.lock")
-    new_parent = not path.parent.exists()
+    new_parents = [parent for parent in path.parents if not parent.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with lock(lock_file):
@@ -206,9 +215,9 @@ def prepare_output(path: Path, lock: Callable[[Path], AbstractContextManager[obj
                 with suppress(OSError):  # Windows keeps the file while it is open; the lock removes it there
                     lock_file.unlink(missing_ok=True)
     except BaseException as error:
-        if new_parent:
+        for parent in new_parents:
             with suppress(OSError):  # it stays if something is in it
-                path.parent.rmdir()
+                parent.rmdir()
         if not isinstance(error, OSError) or error.errno not in _REFUSALS:
             raise
         reason = str(error.strerror)

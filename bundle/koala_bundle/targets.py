@@ -15,8 +15,8 @@ class Target:
     """One way to run a bundle.
 
     ``name`` is what users write. ``engines`` is the folder of its plans, which two targets may share. ``library`` is
-    the Python module that compiles the plans and runs them, and ``extra`` the extra of koala-trt that installs it
-    (None: the bare install has it). ``half`` is the dtype in which float16 tensors are held at run time.
+    the Python module that compiles the plans and runs them (``koala_machine.support`` says what installs it). ``half``
+    is the dtype in which float16 tensors are held at run time.
     ``needs_gpu``: running takes an NVIDIA GPU; ``built_on_its_gpu``: so does building, and plans are for that model.
     ``has_device``: tensors live in a device's own memory, so that streams, device output and a memory budget exist.
     """
@@ -24,7 +24,6 @@ class Target:
     name: str
     engines: str
     library: str
-    extra: str | None
     half: str
     needs_gpu: bool
     built_on_its_gpu: bool
@@ -33,17 +32,11 @@ class Target:
     def __str__(self) -> str:
         return self.name
 
-    @property
-    def install(self) -> str:
-        """The command that installs what the target needs."""
-        return f"pip install koala-trt[{self.extra}]" if self.extra else "pip install koala-trt"
-
 
 TENSORRT = Target(
     "tensorrt",
     engines="tensorrt",
     library="tensorrt",
-    extra="tensorrt",
     half="float16",
     needs_gpu=True,
     built_on_its_gpu=True,
@@ -53,17 +46,25 @@ RTX = Target(
     "rtx",
     engines="rtx",
     library="tensorrt_rtx",
-    extra="rtx",
     half="float16",
     needs_gpu=True,
     built_on_its_gpu=False,
     has_device=True,
 )
+CUDA = Target(
+    "cuda",
+    engines="cuda",
+    library="onnxruntime",
+    half="float16",
+    needs_gpu=True,
+    built_on_its_gpu=False,
+    has_device=True,
+)
+"""ONNX Runtime's CUDA provider, which takes the ONNX files as they are."""
 CPU = Target(
     "cpu",
     engines="cpu",
     library="onnxruntime",
-    extra=None,
     half="float32",
     needs_gpu=False,
     built_on_its_gpu=False,
@@ -73,7 +74,6 @@ SIMULATED = Target(
     "simulated",
     engines="cpu",
     library="onnxruntime",
-    extra=None,
     half="float32",
     needs_gpu=False,
     built_on_its_gpu=False,
@@ -81,7 +81,7 @@ SIMULATED = Target(
 )
 """Runs the cpu target's plans on a simulated GPU (``koala_runtime.devices.simulated``); for development."""
 
-TARGETS = (TENSORRT, RTX, CPU)
+TARGETS = (TENSORRT, RTX, CUDA, CPU)
 """Those for users, best first."""
 
 

@@ -84,11 +84,18 @@ BuildTargets: TypeAlias = Annotated[
 ]
 ComputeCapabilities: TypeAlias = Annotated[
     list[str] | None,
-    option("GPUs that rtx plans are for, such as 8.9; repeatable. Default: all.", metavar="<X.Y>"),
+    option(
+        "GPUs that rtx plans are for, such as 8.9; repeatable. Default: all but Turing (7.5), or Turing on one.",
+        metavar="<X.Y>",
+    ),
 ]
 OptimizationLevel: TypeAlias = Annotated[
     int | None, option("TensorRT's builder optimization level, 0 to 5; 5 searches longest.")
 ]
 Strict: TypeAlias = Annotated[
     bool, option("Fail if an attention is not fused or float16 was lost, instead of a warning.", "--strict")
+]
+Tune: TypeAlias = Annotated[
+    int,
+    option("Search longest, build denoiser and VAE this often, keep the fastest; needs the GPU.", metavar="<BUILDS>"),
 ]

@@ -2,7 +2,8 @@
 
 - ``build``: all components of a bundle for one target, with the reason for a rebuild, written whole or not at all
 - ``compiler``: what a compiler is; ``opening``: which one builds for a target
-- ``cpu``: ONNX Runtime, float32; ``tensorrt``, ``rtx``: NVIDIA's two compilers, on what ``trt_builder`` shares
+- ``cpu``: ONNX Runtime, float32; ``cuda``: ONNX Runtime on a GPU, which needs no compiling;
+  ``tensorrt``, ``rtx``: NVIDIA's two compilers, on what ``trt_builder`` shares
 - ``kernels``: reads a plan: its kernels, its scratch memory, what got lost; ``progress``: TensorRT's own progress
 - ``options``: the choices of a build; ``availability``: what this machine can build, and why not
 

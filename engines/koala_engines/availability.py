@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 from koala_bundle.errors import TargetError
-from koala_bundle.targets import CPU, RTX, TARGETS, TENSORRT, Target
+from koala_bundle.targets import CPU, CUDA, RTX, TARGETS, TENSORRT, Target
 from koala_engines.opening import open_compiler
 from koala_engines.options import BuildOptions
-from koala_engines.rtx import RTX_CAPABILITIES
 from koala_machine.driver import query_driver
+from koala_machine.support import installed_wheel, supports
 
 
 def obstacles() -> dict[Target, str | None]:
@@ -23,15 +21,14 @@ def default_targets() -> list[Target]:
     targets = []
     if gpu is not None and _obstacle(TENSORRT) is None:
         targets.append(TENSORRT)
-    if gpu is not None and gpu.compute_capability in RTX_CAPABILITIES and _obstacle(RTX) is None:
+    if gpu is not None and supports(RTX, gpu) and _obstacle(RTX) is None:
         targets.append(RTX)
+    if gpu is not None and installed_wheel(CUDA) and supports(CUDA, gpu):
+        targets.append(CUDA)
     return [*targets, CPU]
 
 
 def _obstacle(target: Target) -> str | None:
-    missing = [package for package in ("onnx", "onnxruntime") if find_spec(package) is None]
-    if target == CPU and missing:
-        return f"{' and '.join(missing)} not installed; `pip install koala-trt[export]`"
     try:
         open_compiler(target, BuildOptions())
     except TargetError as error:

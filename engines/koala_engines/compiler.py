@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeAlias
 
 from koala_bundle.engine_record import EngineKey
-from koala_bundle.manifest import ComponentEntry, Manifest
+from koala_bundle.manifest import ComponentEntry
 from koala_bundle.targets import Target
+
+Measure: TypeAlias = Callable[[Target, ComponentEntry, Path], float]
+"""Returns the seconds of one run of a component's plan on the GPU of this machine."""
 
 
 class Examination(NamedTuple):
@@ -22,12 +25,16 @@ class Examination(NamedTuple):
 
 
 class Compiler(Protocol):
-    """Builds the plans of one target; opened once per build, with the options of that build."""
+    """Builds one set of plans of a target; opened once per build, with the options of that build."""
 
     target: Target
 
-    def key(self, manifest: Manifest) -> EngineKey:
-        """Return everything that the plans of this bundle depend on."""
+    @property
+    def variant(self) -> str:
+        """Which of the target's sets it builds (``koala_bundle.engine_record``)."""
+
+    def key(self) -> EngineKey:
+        """Return everything that the plans depend on besides their ONNX files."""
 
     def build(self, name: str, onnx_path: Path, folder: Path, progress: Callable[[float], None]) -> list[Path]:
         """Compile a component into ``folder`` and return the files: the plan first, then its external data.

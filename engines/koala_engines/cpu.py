@@ -20,7 +20,7 @@ from onnx import TensorProto
 from koala_bundle.engine_record import EngineKey
 from koala_bundle.errors import BuildError
 from koala_bundle.files import require_space
-from koala_bundle.manifest import ComponentEntry, Manifest
+from koala_bundle.manifest import ComponentEntry
 from koala_bundle.targets import CPU
 from koala_engines.compiler import Examination
 from koala_engines.kernels import of_graph
@@ -34,11 +34,12 @@ class CpuCompiler:
     """ONNX Runtime: plans for any processor."""
 
     target = CPU
+    variant = ""
 
-    def key(self, manifest: Manifest) -> EngineKey:
+    def key(self) -> EngineKey:
         """Return what the plans depend on: neither a GPU nor an operating system."""
         choices = {"graph_optimization": "extended", "group_norm": "layer_norm"}
-        return EngineKey(CPU.library, ort.__version__, "any", None, choices, manifest.onnx_digests())
+        return EngineKey(CPU.library, ort.__version__, "any", None, choices)
 
     def build(self, name: str, onnx_path: Path, folder: Path, progress: Callable[[float], None]) -> list[Path]:
         """Write ``folder/name.onnx`` and its weights; return both. Raises BuildError if ONNX Runtime refuses."""

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 
-from koala_bundle.targets import CPU, RTX, TENSORRT, Target
+from koala_bundle.errors import TargetError
+from koala_bundle.targets import CPU, CUDA, RTX, TENSORRT, Target
 from koala_engines.compiler import Compiler
 from koala_engines.options import BuildOptions
+from koala_machine.support import install_command
 
 
 def open_compiler(target: Target, options: BuildOptions) -> Compiler:
@@ -18,9 +21,23 @@ def open_compiler(target: Target, options: BuildOptions) -> Compiler:
 
 
 def _cpu(options: BuildOptions) -> Compiler:
+    for package, install in (("onnx", "`pip install koala-trt[export]`"), (CPU.library, install_command(CPU))):
+        if find_spec(package) is None:
+            raise TargetError(
+                f"target {CPU}",
+                expected=f"the Python package {package}",
+                found="none",
+                fix=f"install it with {install}",
+            )
     from koala_engines.cpu import CpuCompiler
 
     return CpuCompiler()
+
+
+def _cuda(options: BuildOptions) -> Compiler:
+    from koala_engines.cuda import CudaCompiler
+
+    return CudaCompiler()
 
 
 def _rtx(options: BuildOptions) -> Compiler:
@@ -37,6 +54,7 @@ def _tensorrt(options: BuildOptions) -> Compiler:
 
 _COMPILERS: dict[str, Callable[[BuildOptions], Compiler]] = {
     CPU.name: _cpu,
+    CUDA.name: _cuda,
     RTX.name: _rtx,
     TENSORRT.name: _tensorrt,
 }

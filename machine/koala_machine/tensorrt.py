@@ -10,6 +10,7 @@ from weakref import WeakValueDictionary
 
 from koala_bundle.errors import TargetError
 from koala_bundle.targets import Target
+from koala_machine.support import install_command
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ def open_tensorrt(target: Target) -> Any:
             f"target {target}",
             expected=f"the Python package {target.library}",
             found=f"none that can be imported ({error})",
-            fix=f"install it with `{target.install}`",
+            fix=f"install it with {install_command(target)}",
         ) from None
 
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import TypeAlias
 
-from koala_bundle.errors import TargetError
-from koala_bundle.targets import CPU, RTX, SIMULATED, TENSORRT, Target
+from koala_bundle.targets import CPU, CUDA, RTX, SIMULATED, TENSORRT
 from koala_machine.driver import query_driver
 from koala_machine.tensorrt import open_tensorrt
 from koala_runtime.budget import budget, check_free
 from koala_runtime.devices.base import Device, Engine
 from koala_runtime.executor import Executor
+from koala_runtime.preflight import obstacle
 from koala_runtime.selection import EngineSet
+
+__all__ = ["obstacle", "open_executor"]
 
 Loader: TypeAlias = Callable[[str], Engine]
 
@@ -32,21 +33,6 @@ def open_executor(engines: EngineSet, low_memory: bool = False) -> Executor:
         device.close()
         raise
     return Executor(device, load, engines.components, engines.target.half, low_memory)
-
-
-def obstacle(target: Target) -> str | None:
-    """Return why this machine cannot run plans of ``target``, in words; None if it can."""
-    if not target.needs_gpu:
-        return None if find_spec(target.library) else f"{target.library} is not installed; `{target.install}`"
-    from koala_runtime.devices.cuda import open_driver
-
-    problem = query_driver().problem
-    try:
-        open_tensorrt(target)
-        open_driver()
-    except TargetError as error:
-        return problem or f"{error.found}; {error.fix}"
-    return problem
 
 
 def _cpu(engines: EngineSet) -> tuple[Device, Loader]:
@@ -67,6 +53,13 @@ def _simulated(engines: EngineSet) -> tuple[Device, Loader]:
     return device, lambda name: SimulatedEngine(device, name, engines.plan(name), weights[name], scratch[name])
 
 
+def _cuda(engines: EngineSet) -> tuple[Device, Loader]:
+    from koala_runtime.devices.onnx_cuda import UncapturedCudaDevice, load_on_gpu
+
+    device, index = UncapturedCudaDevice(engines.device or 0), query_driver(device=engines.device or 0).ordinal
+    return device, lambda name: load_on_gpu(engines.plan(name), device.stream, index)
+
+
 def _gpu(engines: EngineSet) -> tuple[Device, Loader]:
     from koala_runtime.devices.cuda import CudaDevice
     from koala_runtime.devices.tensorrt import TensorRTEngine
@@ -85,6 +78,7 @@ def _gpu(engines: EngineSet) -> tuple[Device, Loader]:
 
 _OPENERS: dict[str, Callable[[EngineSet], tuple[Device, Loader]]] = {
     CPU.name: _cpu,
+    CUDA.name: _cuda,
     RTX.name: _gpu,
     TENSORRT.name: _gpu,
     SIMULATED.name: _simulated,

@@ -35,7 +35,8 @@ class Pipeline:
     ``target``: ``tensorrt``, ``rtx`` or ``cpu``; None takes the best that the bundle has engines for and this machine
     can run. ``low_memory`` keeps on the GPU only what the current phase needs (text encoders, U-Net, VAE) and loads
     the others again for each picture. ``device`` is the index of a visible GPU or its UUID, as `nvidia-smi -L` shows
-    it; None takes the first. ``executor`` makes the executor from the chosen engines and ``low_memory``; pass your own
+    it; None takes the first. ``verify`` checks the digest of every file again instead of only of those that changed
+    since they were checked. ``executor`` makes the executor from the chosen engines and ``low_memory``; pass your own
     to run components another way.
 
     Attributes: ``manifest``, ``target`` (a ``koala_bundle.targets.Target``), ``budget`` (device memory that a picture
@@ -50,9 +51,10 @@ class Pipeline:
         *,
         low_memory: bool = False,
         device: int | str | None = None,
+        verify: bool = False,
         executor: Callable[[EngineSet, bool], Executor] = open_executor,
     ) -> None:
-        engines = open_engines(Path(bundle), target, device)
+        engines = open_engines(Path(bundle), target, device, verify=verify)
         self.manifest, self.target, self.digest = engines.manifest, engines.target, engines.digest
         self.budget = budget(engines.manifest, engines.record)
         self._encoder = PromptEncoder((engines.path / TOKENIZERS[0], engines.path / TOKENIZERS[1]))

@@ -2,35 +2,54 @@
 
 from __future__ import annotations
 
+import importlib
+import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from koala_bundle.engine_record import EngineRecord, engine_folder, read_engine_record
+from koala_bundle.checked import check_files_once
+from koala_bundle.engine_record import (
+    EngineRecord,
+    build_command,
+    engine_folder,
+    engine_variants,
+    gpu_variant,
+    read_engine_record,
+    restore_engines,
+)
 from koala_bundle.errors import ArgumentError, TargetError
-from koala_bundle.files import check_files, file_entry, restore
+from koala_bundle.files import file_entry, restore
 from koala_bundle.manifest import MANIFEST, TOKENIZERS, Manifest, read_manifest
 from koala_bundle.targets import CPU, TARGETS, Target, find_target
-from koala_machine.driver import query_driver
+from koala_machine.driver import Driver, query_driver
+from koala_runtime.budget import budget
+from koala_runtime.preflight import check_hardware, check_machine, check_plan
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class EngineSet:
     """A bundle's manifest and the engines chosen from it.
 
-    ``digest`` is the SHA-256 of manifest.json, ``device`` the index or UUID of the GPU, None for the first.
+    ``digest`` is the SHA-256 of manifest.json, ``variant`` tells the engines from others for the same target
+    (``koala_bundle.engine_record``), ``device`` is the index or UUID of the GPU, None for the first.
     """
 
     path: Path
     digest: str
     manifest: Manifest
     target: Target
+    variant: str
     record: EngineRecord
     device: int | str | None = None
 
     @property
     def folder(self) -> Path:
         """Where the plans are."""
-        return engine_folder(self.path, self.target)
+        return engine_folder(self.path, self.target, self.variant)
 
     @property
     def components(self) -> list[str]:
@@ -49,77 +68,125 @@ class EngineSet:
                 f"engines for {self.target.engines} in {self.path}",
                 expected=f"plans of {key.compiler} {installed}, which is installed",
                 found=f"plans of {key.compiler} {key.compiler_version}",
-                fix=_rebuild(self.path, self.target),
+                fix=_rebuild(self.path, self.target, self.variant),
             )
 
 
-def open_engines(path: Path, target: str | None = None, device: int | str | None = None) -> EngineSet:
+def open_engines(
+    path: Path, target: str | None = None, device: int | str | None = None, *, verify: bool = False
+) -> EngineSet:
     """Return the engines for ``target``, or for the best target that the bundle has and this machine can run.
 
-    ``device`` is the index or UUID of a GPU; None takes the first.
+    ``device`` is the index or UUID of a GPU; None takes the first. Files whose digest was checked before and that have
+    not changed since are not read again, unless ``verify``.
 
     Raises ArgumentError for an unknown target, BundleError for missing or damaged files and TargetError for engines
     that cannot be used.
     """
-    for folder in (path, *(engine_folder(path, each) for each in TARGETS)):
-        restore(folder)
+    restore(path)
+    restore_engines(path)
     manifest = read_manifest(path)
-    chosen = find_target(target, simulated=True) if target else _best_target(path, device)
-    record = read_engine_record(path, chosen)
+    driver = query_driver(device=device or 0)
+    if target:
+        chosen = find_target(target, simulated=True)
+        variant, record = _engines_for(path, chosen, driver)
+    else:
+        chosen, variant, record = _best(path, manifest, driver)
     if device is not None and not chosen.needs_gpu:
         raise ArgumentError(
             "device", expected=f"None, because {chosen} runs on the processor", found=repr(device), fix="leave it out"
         )
-    _check_machine(path, chosen, record, device)
-    if record.key.onnx != manifest.onnx_digests():
+    rebuild = _rebuild(path, chosen, variant)
+    if record.onnx_digests() != manifest.onnx_digests():
         raise TargetError(
             f"engines for {chosen.engines} in {path}",
             expected="plans built from this bundle's ONNX",
             found="plans built from other ONNX files",
-            fix=_rebuild(path, chosen),
+            fix=rebuild,
         )
-    check_files(
-        path,
-        {name: entry for name, entry in manifest.files.items() if name.startswith(TOKENIZERS)},
-        f"export the bundle again with `koala export SOURCE {path}`",
+    tokenizers = {name: entry for name, entry in manifest.files.items() if name.startswith(TOKENIZERS)}
+    check_files_once(path, tokenizers, f"export the bundle again with `koala export SOURCE {path}`", verify=verify)
+    check_files_once(engine_folder(path, chosen, variant), record.files, rebuild, verify=verify)
+    _check_plans(path, chosen, variant, record)
+    return EngineSet(path, file_entry(path / MANIFEST).sha256, manifest, chosen, variant, record, device)
+
+
+def _best(path: Path, manifest: Manifest, driver: Driver) -> tuple[Target, str, EngineRecord]:
+    """Return the first target whose engines this machine can run, and log why it is not a better one."""
+    skipped: list[TargetError] = []
+    for target in TARGETS:
+        if not engine_variants(path, target):
+            continue
+        try:
+            variant, record = _engines_for(path, target, driver)
+            if target.has_device:
+                _check_memory(path, manifest, target, record, driver)
+                _check_plans(path, target, variant, record)
+        except TargetError as error:
+            skipped.append(error)
+            continue
+        for reason in skipped:
+            level = logging.INFO if driver.gpu is None else logging.WARNING
+            _log.log(level, "using target %s: %s", target, reason)
+        return target, variant, record
+    if skipped:
+        raise skipped[0]
+    return CPU, "", read_engine_record(path, CPU)
+
+
+def _check_plans(path: Path, target: Target, variant: str, record: EngineRecord) -> None:
+    """Raise TargetError if the library says that it cannot run one of the plans on this GPU."""
+    library: Any = importlib.import_module(target.library) if target.needs_gpu else None
+    if hasattr(library, "EngineValidity"):
+        for plan in record.plans.values():
+            check_plan(library, engine_folder(path, target, variant) / plan.files[0])
+
+
+def _engines_for(path: Path, target: Target, driver: Driver) -> tuple[str, EngineRecord]:
+    """Return the engines of ``target`` for the GPU of this machine. Raises TargetError if it cannot run any."""
+    variants = engine_variants(path, target)
+    if not variants:
+        return "", read_engine_record(path, target)
+    check_hardware(target, driver)
+    if driver.gpu is None or not target.needs_gpu:
+        check_machine(target, driver)
+        return "", read_engine_record(path, target)
+    found: list[str] = []
+    for variant, record in _records(path, target, variants, driver):
+        key = record.key
+        capabilities = key.options.get("compute_capabilities", driver.gpu.compute_capability).split(",")
+        if key.gpu == driver.gpu or (key.gpu is None and driver.gpu.compute_capability in capabilities):
+            check_machine(target, driver)
+            return variant, record
+        found.append(str(key.gpu or " or ".join(capabilities)))
+    raise TargetError(
+        f"engines for {target} in {path}",
+        expected=f"plans for {driver.gpu}, the GPU of this machine",
+        found=f"plans for {', and for '.join(found)}",
+        fix=f"build them on this machine with {build_command(path, target)}",
     )
-    check_files(engine_folder(path, chosen), record.files, _rebuild(path, chosen))
-    return EngineSet(path, file_entry(path / MANIFEST).sha256, manifest, chosen, record, device)
 
 
-def _rebuild(path: Path, target: Target) -> str:
-    return f"build them again with `koala engines {path} --target {target.engines}`"
+def _records(path: Path, target: Target, variants: list[str], driver: Driver) -> Iterator[tuple[str, EngineRecord]]:
+    """Yield the sets of plans, that of this machine's GPU first: then nothing is read of other GPUs' engines."""
+    own = gpu_variant(driver.gpu) if driver.gpu else ""
+    for variant in sorted(variants, key=lambda each: each != own):
+        yield variant, read_engine_record(path, target, variant)
 
 
-def _check_machine(path: Path, target: Target, record: EngineRecord, device: int | str | None) -> None:
-    """Raise TargetError if the plans are for another GPU, or for one that is not here."""
-    if not target.needs_gpu:
+def _check_memory(path: Path, manifest: Manifest, target: Target, record: EngineRecord, driver: Driver) -> None:
+    """Raise TargetError if not even the largest phase fits the GPU; what is free is looked at when the plans load."""
+    if record.onnx_digests() != manifest.onnx_digests():
         return
-    driver, key = query_driver(device=device or 0), record.key
-    if driver.gpu is None:
-        raise TargetError(
-            f"target {target}",
-            expected="an NVIDIA GPU",
-            found=str(driver.problem),
-            fix=f"build for the processor with `koala engines {path} --target {CPU}` and run target {CPU}",
-        )
-    capabilities = key.options.get("compute_capabilities", "all").split(",")
-    if key.gpu not in (None, driver.gpu) or not {"all", driver.gpu.compute_capability} & {*capabilities}:
+    needed = budget(manifest, record).total(low_memory=True)
+    if needed > driver.memory_bytes:
         raise TargetError(
             f"engines for {target} in {path}",
-            expected=f"plans for {driver.gpu}, the GPU of this machine",
-            found=f"plans for {key.gpu or ' or '.join(capabilities)}",
-            fix=f"build them on this machine with `koala engines {path} --target {target}`",
+            expected=f"a GPU with {needed / 1e6:,.0f} MB, with low_memory=True",
+            found=f"{driver.memory_bytes / 1e6:,.0f} MB",
+            fix=f"run target {CPU}",
         )
 
 
-def _best_target(path: Path, device: int | str | None) -> Target:
-    """Return the first target that has engines which this machine can run; cpu if there is none."""
-    for target in TARGETS:
-        if engine_folder(path, target).is_dir():
-            try:
-                _check_machine(path, target, read_engine_record(path, target), device)
-            except TargetError:
-                continue
-            return target
-    return CPU
+def _rebuild(path: Path, target: Target, variant: str) -> str:
+    return f"build them again with {build_command(path, target, variant)}"

@@ -18,7 +18,8 @@ from tests.support.tensorrt_names import Api, api, problems, stub_tensorrt, used
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDERS = (ROOT / "engines" / "koala_engines", ROOT / "machine" / "koala_machine", ROOT / "runtime" / "koala_runtime")
-HELD_AGAINST = {"engines/koala_engines/tensorrt.py": (0,), "engines/koala_engines/rtx.py": (1,)}
+PREFLIGHT = "runtime/koala_runtime/preflight.py"
+HELD_AGAINST = {"engines/koala_engines/tensorrt.py": (0,), "engines/koala_engines/rtx.py": (1,), PREFLIGHT: (1,)}
 """Which of both libraries a source is for, where it is not both."""
 SOURCES = {
     path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
@@ -181,7 +182,8 @@ def test_wrong_source_is_reported(libraries: list[Api], right: str, wrong: str, 
 
 def test_sources_are_found() -> None:
     names = {f"engines/koala_engines/{name}.py" for name in ("trt_builder", "tensorrt", "rtx", "progress")}
-    assert names | {"machine/koala_machine/tensorrt.py", "runtime/koala_runtime/devices/tensorrt.py"} == SOURCES.keys()
+    others = {"machine/koala_machine/tensorrt.py", "runtime/koala_runtime/devices/tensorrt.py", PREFLIGHT}
+    assert names | others == SOURCES.keys()
 
 
 @pytest.mark.parametrize("path", SOURCES)

@@ -12,8 +12,9 @@ from koala_export.configs import read_spec
 from koala_export.presets import PRESETS, configs
 
 FILES = {"onnx/a.onnx": FileEntry("0" * 64, 3), "onnx/a.onnx.data": FileEntry("f" * 64, 2**33)}
-KEY = EngineKey("tensorrt", "11.0", "linux", GPU("NVIDIA L4", "8.9"), {"level": "3"}, {"onnx/a.onnx": "0" * 64})
-RECORD = EngineRecord(1, "tensorrt", KEY, {"denoiser": PlanEntry(("denoiser.plan",), 12.5, {"mha": 3}, 1_000)}, FILES)
+KEY = EngineKey("tensorrt", "11.0", "linux", GPU("NVIDIA L4", "8.9"), {"level": "3"})
+PLAN = PlanEntry(("denoiser.plan",), {"onnx/a.onnx": "0" * 64}, 12.5, {"mha": 3}, 1_000, (0.05, 0.06))
+RECORD = EngineRecord(1, "tensorrt", KEY, {"denoiser": PLAN}, FILES)
 COUNTS = Counts(7, 12, 1, 2, (Product("MatMul", "float16", 10**9, 10**6, 3),))
 PROFILES = [Profile(), Profile(512, 768, 3, "fp32", cfg=False), Profile(64, 64, 2, "fp32")]
 

@@ -118,7 +118,7 @@ CASES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
     "no bundle": (nothing, ("run", "{tmp}/nowhere", "a cat")),
     "bundle is a file": (nothing, ("run", "{tmp}/checkpoint/model_index.json", "a cat")),
     "no engines": (lambda t: shutil.rmtree(t / "bundle/engines"), RUN),
-    "newer schema": (lambda t: edit_json(t / "bundle/manifest.json", schema_version=5), RUN),
+    "newer schema": (lambda t: edit_json(t / "bundle/manifest.json", schema_version=6), RUN),
     "damaged manifest": (lambda t: (t / "bundle/manifest.json").write_text('{"components":'), RUN),
     "manifest without gate": (lambda t: edit_json(t / "bundle/manifest.json", gate=3), RUN),
     "wrong digest of a plan": (lambda t: flip_byte(t / "bundle/engines/cpu/denoiser.onnx.data"), RUN),
@@ -134,19 +134,10 @@ CASES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
         RUN,
     ),
     "engines of other ONNX": (
-        lambda t: edit_key(t / "bundle/engines/cpu/engine.json", onnx={}),
+        lambda t: edit_plan(t / "bundle/engines/cpu/engine.json", "denoiser", onnx={}),
         RUN,
     ),
-    "path out of the bundle": (
-        lambda t: edit_json(
-            t / "bundle/engines/cpu/engine.json",
-            files={"../../../secret": {"sha256": "00", "size": 1}},
-            plans={
-                "denoiser": {"files": ["../../../secret"], "build_seconds": 1, "kernels": {}, "activation_bytes": None}
-            },
-        ),
-        RUN,
-    ),
+    "path out of the bundle": (lambda t: point_outside(t / "bundle/engines/cpu/engine.json"), RUN),
     "plan without a digest": (lambda t: edit_json(t / "bundle/engines/cpu/engine.json", files={}), RUN),
     "ONNX without a digest": (
         lambda t: edit_json(t / "bundle/manifest.json", files={}),
@@ -182,10 +173,23 @@ def edit_key(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(record))
 
 
+def edit_plan(path: Path, name: str, **changes: object) -> None:
+    record = json.loads(path.read_text())
+    record["plans"][name] |= changes
+    path.write_text(json.dumps(record))
+
+
+def point_outside(path: Path) -> None:
+    record = json.loads(path.read_text())
+    record["plans"]["denoiser"]["files"] = ["../../../secret"]
+    record["files"]["../../../secret"] = {"sha256": "00", "size": 1}
+    path.write_text(json.dumps(record, sort_keys=True))
+
+
 def pretend_gpu_engines(tmp: Path) -> None:
-    shutil.copytree(tmp / "bundle/engines/cpu", tmp / "bundle/engines/tensorrt")
+    folder = shutil.copytree(tmp / "bundle/engines/cpu", tmp / "bundle/engines/tensorrt/nvidia-h200-9.0")
     gpu = {"name": "NVIDIA H200", "compute_capability": "9.0"}
-    edit_key(tmp / "bundle/engines/tensorrt/engine.json", gpu=gpu)
+    edit_key(folder / "engine.json", gpu=gpu)
 
 
 @pytest.fixture

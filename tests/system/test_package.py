@@ -1,4 +1,4 @@
-"""The wheel, installed bare into an environment of its own, draws a picture and brings nothing of torch."""
+"""The wheel, installed bare and then with the extra ``cpu``, draws a picture and brings nothing of torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 pytestmark = [pytest.mark.full, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).resolve().parents[2]
-HEAVY = ("torch", "diffusers", "transformers", "onnx", "tensorrt", "accelerate", "scipy")
+HEAVY = ("onnxruntime", "torch", "diffusers", "transformers", "onnx", "tensorrt", "accelerate", "scipy")
 
 
 def run(*command: str | Path, code: int = 0) -> str:
@@ -45,7 +45,10 @@ def test_the_bare_wheel(tmp_path: Path, bundle: Callable[..., Path]) -> None:
 
     picture = tmp_path / "koala.png"
     koala = programs / "koala"
-    run(koala, "run", bundle("koala-700m-like"), "a koala", "--seed", "0", "--output", picture)
+    draw = (koala, "run", bundle("koala-700m-like"), "a koala", "--seed", "0", "--output", picture)
+    assert "`pip install koala-trt[cpu]`" in run(*draw, code=2)
+    run(programs / "python", "-m", "pip", "install", "--quiet", "-c", ROOT / "constraints.txt", f"{wheel}[cpu]")
+    run(*draw)
     assert picture.stat().st_size > 1000
     run(koala, "inspect", bundle("koala-700m-like"))
     assert "pip install koala-trt[export]" in run(koala, "doctor", "--json").replace("\n", " ")

@@ -120,8 +120,9 @@ def test_engines_of_another_gpu(tmp_path: Path, bundle: Callable[..., Path]) -> 
         ("tensorrt", {"gpu": h200}),
         ("rtx", {"options": {"compute_capabilities": "12.0"}}),
     ):
-        shutil.copytree(copy / "engines" / "cpu", copy / "engines" / target)
-        path = copy / "engines" / target / "engine.json"
+        folder = copy / "engines" / target
+        shutil.copytree(copy / "engines" / "cpu", folder / "nvidia-h200-9.0" if target == "tensorrt" else folder)
+        (path,) = folder.rglob("engine.json")
         record = json.loads(path.read_text())
         record["key"] |= changes
         path.write_text(json.dumps(record))

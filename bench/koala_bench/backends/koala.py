@@ -10,10 +10,10 @@ import numpy as np
 
 from koala_bench.backends.base import HOST, STEPS, TEXT, VAE, Workload
 from koala_bundle.targets import find_target
+from koala_machine.support import installed_wheel
 from koala_runtime import Pipeline
-from koala_runtime.devices.base import HostGraphs
 from koala_runtime.devices.cpu import CpuDevice, OrtEngine
-from koala_runtime.devices.cuda import CudaDevice
+from koala_runtime.devices.onnx_cuda import UncapturedCudaDevice
 from koala_runtime.executor import Executor
 from koala_runtime.selection import EngineSet
 from koala_verify.pixels import Pixels
@@ -28,8 +28,8 @@ class Koala:
 
     def __init__(self, workload: Workload, target: str) -> None:
         self._start(workload, Pipeline(workload.bundle, target))
-        if find_target(target, simulated=True).needs_gpu:
-            self.packages = ("koala-trt", "cuda-bindings", {"rtx": "tensorrt-rtx-cu13"}.get(target, target))
+        if wheel := installed_wheel(find_target(target, simulated=True)):
+            self.packages = ("koala-trt", wheel.package, *(["cuda-bindings"] if wheel.cuda else []))
 
     def _start(self, workload: Workload, pipe: Pipeline) -> None:
         self._workload, self._pipe = workload, pipe
@@ -70,10 +70,10 @@ class OnnxRuntime(Koala):
         def executor(engines: EngineSet, low_memory: bool) -> Executor:
             half = "float32" if engines.manifest.profile.precision == "fp32" else "float16"
             files = {entry.name: engines.path / entry.files[0] for entry in engines.manifest.components}
-            device: CpuDevice | CudaDevice = CpuDevice()
+            device: CpuDevice | UncapturedCudaDevice = CpuDevice()
             providers: list[Any] = [PROVIDERS["cpu"]]
             if on_gpu:
-                device = _UncapturedCudaDevice()
+                device = UncapturedCudaDevice()
                 stream = {"user_compute_stream": str(device.stream)}
                 chain = ("tensorrt", "cuda") if provider == "tensorrt" else ("cuda",)
                 providers = [*((PROVIDERS[name], stream) for name in chain), *providers]
@@ -81,7 +81,3 @@ class OnnxRuntime(Koala):
             return Executor(device, lambda name: OrtEngine(files[name], providers, memory), [*files], half)
 
         self._start(workload, Pipeline(Path(workload.bundle), "cpu", executor=executor))
-
-
-class _UncapturedCudaDevice(HostGraphs, CudaDevice):
-    """A GPU whose graphs are lists of calls instead of captured CUDA graphs."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from koala_bench.backends.base import REFERENCE
-from koala_bundle.engine_record import engine_folder
+from koala_bundle.engine_record import engine_variants
 from koala_bundle.errors import ArgumentError
 from koala_bundle.targets import TARGETS, Target
 from koala_runtime.opening import obstacle
@@ -55,14 +55,12 @@ def backend_problems(bundle: Path, with_own_python: Collection[str] = ()) -> dic
 
     Those in ``with_own_python`` run in another Python environment, which is not examined.
     """
-    import onnxruntime
-
     from koala_bench.backends.koala import PROVIDERS
 
     reasons: dict[str, str | None] = dict.fromkeys(("diffusers", "diffusers-compile"))
     for name, module in _OWN_PYTHON.items():
         reasons[name] = None if find_spec(module) else "not installed here; see docs/benchmarks.md"
-    present = onnxruntime.get_available_providers()
+    present = importlib.import_module("onnxruntime").get_available_providers() if find_spec("onnxruntime") else ()
     for name, provider in PROVIDERS.items():
         reasons[f"onnxruntime:{name}"] = None if provider in present else f"this ONNX Runtime has no {provider}"
     for target in TARGETS:
@@ -73,4 +71,4 @@ def backend_problems(bundle: Path, with_own_python: Collection[str] = ()) -> dic
 def _target_problem(bundle: Path, target: Target) -> str | None:
     if reason := obstacle(target):
         return reason
-    return None if engine_folder(bundle, target).is_dir() else "the bundle has no engines for it"
+    return None if engine_variants(bundle, target) else "the bundle has no engines for it"

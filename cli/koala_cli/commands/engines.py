@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from koala_bundle.errors import KoalaError
 from koala_bundle.targets import find_target
+from koala_cli.errors import print_error
 from koala_cli.extras import require_packages
-from koala_cli.options import BuildTargets, Bundle, ComputeCapabilities, OptimizationLevel, Strict
+from koala_cli.options import BuildTargets, Bundle, ComputeCapabilities, OptimizationLevel, Strict, Tune
 from koala_cli.screen import note, progress_bar, say
 
 
@@ -17,12 +19,14 @@ def engines(
     compute_capability: ComputeCapabilities = None,
     optimization_level: OptimizationLevel = None,
     strict: Strict = False,
+    tune: Tune = 0,
 ) -> None:
     """Build the engines of a bundle for one or more targets.
 
-    Says for each target why it is built, or that it is up to date.
+    Says for each target why it is built, or that it is up to date. Engines for other machines are left alone, and a
+    target that fails does not stop the others.
     """
-    build_for_targets(bundle, target, compute_capability, optimization_level, strict)
+    build_for_targets(bundle, target, compute_capability, optimization_level, strict, tune)
 
 
 def build_for_targets(
@@ -31,15 +35,26 @@ def build_for_targets(
     compute_capabilities: Sequence[str] | None,
     optimization_level: int | None,
     strict: bool,
+    tune: int = 0,
 ) -> None:
     """Build for each target, or for those of this machine, and print what was done."""
     require_packages(("onnx",), "export")
     from koala_engines.availability import default_targets
-    from koala_engines.build import build_engines
+    from koala_engines.build import build_targets
     from koala_engines.options import BuildOptions
+    from koala_runtime.timing import time_plan
 
-    options = BuildOptions(tuple(compute_capabilities or ()), optimization_level, strict)
-    for target in map(find_target, targets) if targets else default_targets():
-        with progress_bar() as progress:
-            built = build_engines(bundle, target, options, note, progress)
-        say(f"{bundle}: {target}: {'built' if built else 'up to date (same ONNX, compiler and options)'}")
+    options = BuildOptions(tuple(compute_capabilities or ()), optimization_level, strict, tune)
+    wanted = [find_target(name) for name in targets] if targets else default_targets()
+    with progress_bar() as progress:
+        results = build_targets(bundle, wanted, options, note, progress, time_plan)
+    errors = []
+    for target, result in results.items():
+        if isinstance(result, KoalaError):
+            errors.append(result)
+        else:
+            say(f"{bundle}: {target}: {'built' if result else 'up to date (same ONNX, compiler and options)'}")
+    for error in errors[1:]:
+        print_error(error)
+    if errors:
+        raise errors[0]

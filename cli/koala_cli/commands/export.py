@@ -64,6 +64,7 @@ def export(
 def write_components(source: str, bundle: Path, **options: Any) -> None:
     """Export with ``options``, the fields of ExportOptions, and print what was done."""
     require_packages(("torch", "diffusers", "transformers", "onnx", "onnxscript"), "export")
+    require_packages(("onnxruntime",), "cpu")
     from koala_export.exporter import ExportOptions, export_bundle
 
     quiet_libraries()

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 from koala_bundle.codec import to_json
-from koala_bundle.engine_record import EngineRecord, read_engine_record
-from koala_bundle.errors import TargetError
+from koala_bundle.engine_record import EngineRecord, engine_folder, engine_variants, read_engine_record
 from koala_bundle.manifest import Manifest, read_manifest
-from koala_bundle.targets import TARGETS, Target
+from koala_bundle.targets import TARGETS, find_target
 from koala_bundle.tensors import IOTensor
 from koala_cli.options import AsJson, argument
 from koala_cli.screen import megabytes, say, say_json, stdout, table
@@ -51,15 +50,16 @@ def _inspect_bundle(bundle: Path, as_json: bool) -> None:
 
     manifest = read_manifest(bundle)
     records = _records(bundle)
-    needed = {target: budget(manifest, record) for target, record in records.items() if target.has_device}
+    on_device = {name: record for name, record in records.items() if find_target(record.target).has_device}
+    needed = {name: budget(manifest, record) for name, record in on_device.items()}
     if as_json:
         memory = {
-            target.name: {**to_json(each), "total": each.total(), "low_memory_total": each.total(low_memory=True)}
-            for target, each in needed.items()
+            name: {**to_json(each), "total": each.total(), "low_memory_total": each.total(low_memory=True)}
+            for name, each in needed.items()
         }
         shown = {
             "manifest": to_json(manifest),
-            "engines": {target.name: to_json(record) for target, record in records.items()},
+            "engines": {name: to_json(record) for name, record in records.items()},
             "work": work(manifest),
             "memory": memory,
         }
@@ -72,17 +72,17 @@ def _inspect_bundle(bundle: Path, as_json: bool) -> None:
     if line := hoisted_line(manifest):
         say(line)
     _print_engines(manifest, records)
-    for target, each in needed.items():
-        stdout.print(memory_table(target.name, each))
+    for name, each in needed.items():
+        stdout.print(memory_table(name, each))
 
 
-def _records(bundle: Path) -> dict[Target, EngineRecord]:
+def _records(bundle: Path) -> dict[str, EngineRecord]:
+    """Return every set of engines by its folder below engines/."""
     records = {}
     for target in TARGETS:
-        try:
-            records[target] = read_engine_record(bundle, target)
-        except TargetError:
-            continue
+        for variant in engine_variants(bundle, target):
+            folder = engine_folder(bundle, target, variant).relative_to(bundle / "engines").as_posix()
+            records[folder] = read_engine_record(bundle, target, variant)
     return records
 
 
@@ -116,15 +116,15 @@ def _print_components(manifest: Manifest) -> None:
     stdout.print(shown)
 
 
-def _print_engines(manifest: Manifest, records: dict[Target, EngineRecord]) -> None:
+def _print_engines(manifest: Manifest, records: dict[str, EngineRecord]) -> None:
     if not records:
         say("no engines yet; build them with `koala engines`")
         return
     shown = table("engines", "compiler", "for", "size", "built in", "state")
-    for target, record in records.items():
-        current = record.key.onnx == manifest.onnx_digests()
+    for name, record in records.items():
+        current = record.onnx_digests() == manifest.onnx_digests()
         shown.add_row(
-            target.name,
+            name,
             f"{record.key.compiler} {record.key.compiler_version}",
             str(record.key.gpu or record.key.options.get("compute_capabilities", "any processor")),
             megabytes(sum(file.size for file in record.files.values())),

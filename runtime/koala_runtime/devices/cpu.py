@@ -83,18 +83,21 @@ class CpuDevice(HostGraphs):
 class OrtEngine:
     """A plan as an ONNX Runtime session, which has scratch memory of its own.
 
-    ``providers`` are ONNX Runtime's execution providers, and ``memory`` is its name for the place of the tensors.
+    ``providers`` are ONNX Runtime's execution providers, ``memory`` is its name for the place of the tensors, and
+    ``index`` which of the devices of that kind.
     Raises BundleError for a file that ONNX Runtime does not load.
     """
 
     activation_bytes = 0
 
-    def __init__(self, path: Path, providers: Sequence[Any] = ("CPUExecutionProvider",), memory: str = "cpu") -> None:
+    def __init__(
+        self, path: Path, providers: Sequence[Any] = ("CPUExecutionProvider",), memory: str = "cpu", index: int = 0
+    ) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         # A session's threads spin while they wait for more work, and so take the cores from the next session.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        self._memory = memory
+        self._memory, self._index = memory, index
         try:
             self._session: Any = ort.InferenceSession(str(path), options, providers=[*providers])
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
@@ -104,6 +107,11 @@ class OrtEngine:
                 found=str(error).splitlines()[0],
                 fix="build the engines again with `koala engines BUNDLE --target cpu`",
             ) from error
+
+    @property
+    def providers(self) -> list[str]:
+        """Names of the execution providers that the session has, first those that are asked first."""
+        return [*self._session.get_providers()]
 
     @property
     def outputs(self) -> list[str]:
@@ -119,7 +127,7 @@ class OrtEngine:
         ):
             for name in (tensor.name for tensor in tensors_of):
                 at = tensors[name]
-                bind(name, self._memory, 0, np.dtype(at.dtype), at.shape, at.address)
+                bind(name, self._memory, self._index, np.dtype(at.dtype), at.shape, at.address)
 
         def run() -> bool:
             session.run_with_iobinding(binding)

@@ -1,0 +1,162 @@
+"""The ``cuda`` target: its plans are the ONNX files, its options ours, and nothing runs on the processor in silence."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper
+
+import koala_runtime.devices.cpu
+import koala_runtime.devices.onnx_cuda
+import koala_runtime.selection
+from koala_bundle.engine_record import GPU, engine_folder, read_engine_record
+from koala_bundle.errors import TargetError
+from koala_bundle.targets import CPU, CUDA
+from koala_engines.build import build_engines
+from koala_machine.driver import Driver, query_driver
+from koala_runtime import Pipeline
+from koala_runtime.devices.base import Tensor
+from koala_runtime.devices.cpu import CpuDevice, OrtEngine
+from koala_runtime.devices.onnx_cuda import PROVIDER, load_on_gpu, provider_options
+from koala_runtime.opening import obstacle
+from koala_runtime.preflight import check_machine
+from koala_runtime.selection import open_engines
+from tests.support.fleet import CUDA_13, GB, Compiled, Machine, be, make_bundle
+
+H100 = Machine((("NVIDIA H100 80GB HBM3", "9.0", 80 * GB),), wheels=(*CUDA_13, "onnxruntime-gpu"))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [4]) for name in ("x", "y")]
+    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "g", values[:1], values[1:])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 23)], ir_version=10), tmp_path / "a.onnx")
+    return tmp_path / "a.onnx"
+
+
+def with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the installed ONNX Runtime seem to be built with CUDA."""
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [PROVIDER, "CPUExecutionProvider"])
+
+
+def test_plans_are_the_onnx_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    monkeypatch.setattr("koala_engines.cuda.of_graph", lambda path: {"MatMul": 1})
+    assert build_engines(bundle, CUDA)
+    assert not build_engines(bundle, CUDA)
+    record = read_engine_record(bundle, CUDA)
+    for name, plan in record.plans.items():
+        source, linked = bundle / "onnx" / f"{name}.onnx", engine_folder(bundle, CUDA) / plan.files[0]
+        assert source.read_bytes() == linked.read_bytes()
+        assert source.stat().st_ino == linked.stat().st_ino, "no second copy of gigabytes"
+
+
+def test_a_gpu_without_plans_of_its_own_takes_cuda(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    Compiled(monkeypatch)
+    monkeypatch.setattr("koala_engines.cuda.of_graph", lambda path: {"MatMul": 1})
+    build_engines(bundle, CUDA)
+    build_engines(bundle, CPU)
+    be(H100, monkeypatch)
+    assert open_engines(bundle).target == CPU  # the installed ONNX Runtime is that of the processor
+    assert "expected ONNX Runtime with its CUDA provider, found the package onnxruntime, which has none" in caplog.text
+    with pytest.raises(TargetError, match=r"uninstall onnxruntime, then `pip install koala-trt\[cuda\]`"):
+        open_engines(bundle, "cuda")
+    with_cuda(monkeypatch)
+    assert open_engines(bundle).target == CUDA
+    be(Machine(H100.gpus, cuda="12.8", wheels=H100.wheels), monkeypatch)
+    with pytest.raises(TargetError, match=r"CUDA 13, which onnxruntime-gpu needs, found one for CUDA 12\.8; update"):
+        check_machine(CUDA, Driver("12.8", GPU("a GPU", "9.0"), 0, None))
+
+
+def test_a_provider_that_does_not_load_is_refused(model: Path) -> None:
+    """ONNX Runtime would go on with the processor, and only warn."""
+    if PROVIDER in onnxruntime.get_available_providers():
+        pytest.skip("this ONNX Runtime has a CUDA provider")
+    with (
+        pytest.warns(UserWarning, match="CUDAExecutionProvider"),
+        pytest.raises(TargetError, match="expected ONNX Runtime's CUDA provider, found that it does not load"),
+    ):
+        load_on_gpu(model, 0, 0)
+
+
+def test_our_stream_and_memory_are_used(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+    bound: list[tuple[Any, ...]] = []
+
+    class Session:
+        def __init__(self, path: str, options: Any, providers: list[Any]) -> None:
+            asked["providers"] = providers
+
+        def get_providers(self) -> list[str]:
+            return [PROVIDER, "CPUExecutionProvider"]
+
+        def get_inputs(self) -> list[Any]:
+            return [SimpleNamespace(name="x")]
+
+        def get_outputs(self) -> list[Any]:
+            return [SimpleNamespace(name="y")]
+
+        def io_binding(self) -> Any:
+            return SimpleNamespace(
+                bind_input=lambda *arguments: bound.append(arguments),
+                bind_output=lambda *arguments: bound.append(arguments),
+            )
+
+        def run_with_iobinding(self, binding: Any) -> None:
+            asked["run"] = True
+
+    monkeypatch.setattr(koala_runtime.devices.cpu.ort, "InferenceSession", Session)
+    engine = load_on_gpu(model, 1234, 1)
+    assert asked["providers"] == [(PROVIDER, provider_options(1234, 1)), "CPUExecutionProvider"]
+    assert provider_options(1234, 1)["user_compute_stream"] == "1234"
+    assert provider_options(1234, 1)["device_id"] == "1"
+    tensors = {"x": Tensor(0x1000, "float16", (4,)), "y": Tensor(0x2000, "float16", (4,))}
+    assert engine.bind(tensors, 0)()
+    assert asked["run"]
+    half = np.dtype("float16")
+    assert bound == [("x", "cuda", 1, half, (4,), 0x1000), ("y", "cuda", 1, half, (4,), 0x2000)]
+
+
+def test_the_loop_draws_with_these_plans(
+    bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the processor in the place of the GPU: float16 tensors, graphs that are lists of work, the ONNX files."""
+    path = shutil.copytree(bundle("koala-700m-like", precision="fp16"), tmp_path / "bundle")
+    build_engines(path, CUDA)
+
+    class Processor(CpuDevice):
+        stream = 0
+
+    monkeypatch.setattr(koala_runtime.devices.onnx_cuda, "UncapturedCudaDevice", Processor)
+    monkeypatch.setattr(koala_runtime.devices.onnx_cuda, "load_on_gpu", lambda file, stream, index: OrtEngine(file))
+    with_cuda(monkeypatch)
+    monkeypatch.setattr(koala_runtime.selection, "query_driver", H100.query_driver)
+    with Pipeline(path, "cpu") as cpu, Pipeline(path, "cuda") as pipe:
+        assert pipe.executor.half == "float16"
+        wanted, drawn = (np.asarray(each("a koala", seed=1).images[0]).astype(float) for each in (cpu, pipe))
+        assert 10 * np.log10(255**2 / max(float(np.mean((wanted - drawn) ** 2)), 1e-9)) > 25
+    shutil.rmtree(path)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(query_driver().gpu is None, reason="there is no GPU here")
+def test_a_gpu_draws_with_onnx_runtime(bundle: Callable[..., Path], tmp_path: Path) -> None:
+    if problem := obstacle(CUDA):
+        pytest.skip(problem)
+    path = shutil.copytree(bundle("koala-700m-like", precision="fp16"), tmp_path / "bundle")
+    build_engines(path, CUDA)
+    with Pipeline(path, "cpu") as cpu, Pipeline(path, "cuda") as gpu:
+        wanted, drawn = (np.asarray(each("a koala", seed=1).images[0]).astype(float) for each in (cpu, gpu))
+        assert 10 * np.log10(255**2 / max(float(np.mean((wanted - drawn) ** 2)), 1e-9)) > 25
+        assert len(gpu("a koala", seed=1, timings=True).timings["denoiser"]) == 4
