@@ -14,6 +14,7 @@ import sys
 import types
 import weakref
 from functools import cache
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -192,6 +193,7 @@ def install(library: Any) -> None:
     driver = library
     driver.null_reach.restype = ctypes.c_void_p
     module: Any = types.ModuleType("tensorrt_rtx")
+    module.__spec__ = ModuleSpec("tensorrt_rtx", None)  # so that it counts as installed
     module.__version__, module.ILogger, module.Runtime = VERSION, ILogger, Runtime
     module.ExecutionContextAllocationStrategy = types.SimpleNamespace(USER_MANAGED="USER_MANAGED")
     module.CudaGraphStrategy = types.SimpleNamespace(DISABLED="DISABLED")
