@@ -18,7 +18,7 @@ RESULTS = ROOT / "bench" / "results" / "cpu-koala-700m-256px" / "results.json"
 def test_figures_of_bench_are_whole_at_80_columns(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(stdout, "_width", 80)
     results = load(RESULTS)
     for each in tables(results):
         say_figures(each)
@@ -41,7 +41,7 @@ def test_a_table_that_fits_stays_whole(capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_text_is_never_markup(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(stdout, "_width", 200)
     text = "pip install koala-trt[tensorrt], [bold]not bold[/], :koala:"
     shown = table("[name]", text)
     shown.add_row(text, text)

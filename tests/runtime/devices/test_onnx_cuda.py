@@ -138,6 +138,10 @@ def test_the_loop_draws_with_these_plans(
     class Processor(CpuDevice):
         stream = 0
 
+        def __init__(self, device: int | str) -> None:
+            super().__init__()
+            assert device == 0
+
     monkeypatch.setattr(koala_runtime.devices.onnx_cuda, "UncapturedCudaDevice", Processor)
     monkeypatch.setattr(koala_runtime.devices.onnx_cuda, "load_on_gpu", lambda file, stream, index: OrtEngine(file))
     with_cuda(monkeypatch)
