@@ -49,6 +49,7 @@ class Executor:
         self.device, self.half, self.low_memory = device, half, low_memory
         self._load = load
         self._engines: dict[str, Engine] = {}
+        self._warm: set[str] = set()  # those that have run since they were loaded
         self._activations = 0
         if not low_memory:
             try:
@@ -91,12 +92,18 @@ class Executor:
         if self.low_memory:
             self.load_only(())
 
-    def save_kernel_caches(self) -> None:
-        """Let the engines persist what their first runs compiled."""
-        for engine in self._engines.values():
-            engine.save_kernel_cache()
+    def is_warm(self, calls: Iterable[Call]) -> bool:
+        """Whether the engines of ``calls`` have run since they were loaded, as capturing them takes."""
+        return {call.component for call in calls} <= self._warm
+
+    def has_run(self, calls: Iterable[Call]) -> None:
+        """Note that the engines of ``calls`` have run, and let them persist what they compiled."""
+        for name in {call.component for call in calls}:
+            self._warm.add(name)
+            self._engines[name].save_kernel_cache()
 
     def _release(self) -> None:
+        self._warm.clear()
         if self._activations:
             self.device.release(self._activations)
             self._activations = 0
@@ -191,8 +198,10 @@ class Run:
             *((call.component, f"call {i}", (call,), False, False) for i, call in enumerate(self.program.calls)),
             (COPY_OUT, COPY_OUT, (), False, True),
         ]
-        if not self._executor.low_memory:
-            for _, key, calls, first, last in parts:  # captured before: that is not the picture's time
+        if not self._executor.low_memory:  # first runs and captures are not the picture's time
+            if not self._executor.is_warm(self.program.calls):
+                self._run_now(self.program.calls, first=True, last=False)
+            for _, key, calls, first, last in parts:
                 self._graph(key, calls, first, last)
         times = self.device.time(
             partial(self._enqueue, key, calls, first=first, last=last) for _, key, calls, first, last in parts
@@ -235,19 +244,32 @@ class Run:
     def _enqueue(self, key: str, calls: Sequence[Call], *, first: bool = False, last: bool = False) -> None:
         """Enqueue calls, after the copy of the inputs if ``first``, before that of the images if ``last``.
 
-        The graph is captured once and kept under ``key``.
+        They are captured once and kept under ``key``. An engine's first run cannot be captured: then it is the work
+        itself, and the capture is for the next time.
         """
-        if not self._executor.low_memory:
+        if self._executor.low_memory:
+            self._run_now(calls, first, last)
+        elif key in self._graphs or self._executor.is_warm(calls):
             self.device.launch(self._graph(key, calls, first, last))
-            return
-        for enqueue in self._work(calls, first, last):
-            enqueue()
+        else:
+            self._graph(key, calls, first, last)
 
     def _graph(self, key: str, calls: Sequence[Call], first: bool, last: bool) -> Graph:
+        """Return the graph of calls; if an engine in it has not run yet, this runs them first."""
         if key not in self._graphs:
+            if not self._executor.is_warm(calls):
+                self._run_now(calls, first, last)
             self._graphs[key] = self.device.capture(self._work(calls, first, last))
-            self._executor.save_kernel_caches()
         return self._graphs[key]
+
+    def _run_now(self, calls: Sequence[Call], first: bool, last: bool) -> None:
+        """Enqueue calls without a graph; wait if an engine has run for the first time."""
+        work = self._work(calls, first, last)
+        for enqueue in work:
+            enqueue()
+        if not self._executor.is_warm(calls):
+            self.device.wait()
+            self._executor.has_run(calls)
 
     def _work(self, calls: Sequence[Call], first: bool, last: bool) -> list[Enqueue]:
         work: list[Enqueue] = []

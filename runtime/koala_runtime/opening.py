@@ -62,7 +62,7 @@ def _cuda(engines: EngineSet) -> tuple[Device, Loader]:
 
 def _gpu(engines: EngineSet) -> tuple[Device, Loader]:
     from koala_runtime.devices.cuda import CudaDevice
-    from koala_runtime.devices.tensorrt import TensorRTEngine
+    from koala_runtime.devices.tensorrt import KernelCache, TensorRTEngine
 
     module = open_tensorrt(engines.target)
     engines.check_version(str(module.__version__))
@@ -70,8 +70,10 @@ def _gpu(engines: EngineSet) -> tuple[Device, Loader]:
     # The cache holds for one version of the library on one model of GPU.
     suffix = re.sub(r"\W+", "-", f"{engines.record.key.compiler_version} {device.gpu}").strip("-")
 
+    caches = {name: KernelCache(engines.folder / f"{name}-{suffix}.kernels") for name in engines.components}
+
     def load(name: str) -> Engine:
-        return TensorRTEngine(module, engines.plan(name), device, engines.folder / f"{name}-{suffix}.kernels")
+        return TensorRTEngine(module, engines.plan(name), device, caches[name])
 
     return device, load
 

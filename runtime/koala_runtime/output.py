@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,11 +16,13 @@ from koala_runtime.recipe import Recipe
 class DeviceImages:
     """Pictures in the memory of a GPU, uint8 [n, height, width, 3], valid until the pipeline draws again or closes.
 
-    ``torch.as_tensor(images, device="cuda")``, CuPy and Numba take it without a copy.
+    ``torch.as_tensor(images, device="cuda")``, CuPy and Numba take it without a copy. ``owner`` is the pipeline, which
+    frees that memory and lives at least as long as this object.
     """
 
     address: int
     shape: tuple[int, ...]
+    owner: object = field(repr=False, compare=False)
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:

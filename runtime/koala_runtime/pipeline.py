@@ -189,7 +189,7 @@ class Pipeline:
                         run.draw()
                     images: NDArray[np.uint8] = run.images[: len(request.prompts[chunk])]
                     if request.output_type == "device":
-                        held = DeviceImages(run.block + run.program.images.offset, images.shape)
+                        held = DeviceImages(run.block + run.program.images.offset, images.shape, self)
                         return self._output(request, held, len(images), times)
                     pictures.append(images.copy())
         drawn = np.concatenate(pictures)

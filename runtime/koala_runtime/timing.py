@@ -24,11 +24,11 @@ def time_plan(target: Target, entry: ComponentEntry, plan: Path) -> float:
     Raises TargetError without a GPU or the library, DeviceError if the GPU fails.
     """
     from koala_runtime.devices.cuda import CudaDevice
-    from koala_runtime.devices.tensorrt import TensorRTEngine
+    from koala_runtime.devices.tensorrt import KernelCache, TensorRTEngine
 
     module, device = open_tensorrt(target), CudaDevice()
     try:
-        kernels = plan.with_suffix(".kernels")
+        kernels = KernelCache(plan.with_suffix(".kernels"))
         return seconds_of_a_run(device, lambda: TensorRTEngine(module, plan, device, kernels), entry, target.half)
     finally:
         device.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import gc
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,21 @@ def test_pictures_can_stay_on_the_device(tiny: Path) -> None:
         assert np.array_equal(np.ctypeslib.as_array(memory).reshape(told["shape"]), wanted)
         with pytest.raises(ArgumentError, match="at most 1 prompts with device"):
             pipe([PROMPT, OTHER], output_type="device")
+
+
+def test_pictures_on_the_device_keep_their_pipeline(tiny: Path) -> None:
+    """They can be returned from the function that drew them."""
+
+    def drawn() -> Any:
+        return simulated(tiny)(PROMPT, seed=3, num_inference_steps=STEPS, output_type="device").images
+
+    images = drawn()
+    gc.collect()
+    assert images.owner.executor.device.live
+    memory = (ctypes.c_ubyte * math.prod(images.shape)).from_address(images.address)
+    with simulated(tiny) as pipe:
+        wanted = np.round(draw(pipe) * 255).astype(np.uint8)
+    assert np.array_equal(np.ctypeslib.as_array(memory).reshape(images.shape), wanted)
 
 
 def test_a_callers_stream_is_waited_for(tiny: Path) -> None:

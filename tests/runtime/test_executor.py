@@ -68,13 +68,23 @@ def test_only_another_number_of_steps_captures_again(tiny: Path) -> None:
 
 
 def test_everything_is_computed_once_and_in_order(tiny: Path) -> None:
-    """The run before the capture shows what the graph holds."""
+    """An engine's first run cannot be captured: it is the first picture itself, and shows what the graph holds."""
     with simulated(tiny) as pipe:
         draw(pipe)
         log = device(pipe).log
         picture = log[log.index("copy in") : log.index("capture")]
     stages = ["text_encoder", "text_encoder_2", "prologue", *["denoiser"] * 4, "vae_decoder"]
     assert picture == ["copy in", *stages, "copy out", "wait"]
+    assert Counter(log)["denoiser"] == 4, "the first picture is computed once: the capture runs nothing"
+
+
+def test_another_number_of_steps_computes_one_picture(tiny: Path) -> None:
+    """Every engine has run by then, so that the capture comes first, and one launch."""
+    with simulated(tiny) as pipe, Pipeline(tiny, "cpu") as cpu:
+        draw(pipe, num_inference_steps=1)
+        device(pipe).log.clear()
+        assert np.array_equal(draw(pipe, num_inference_steps=3), draw(cpu, num_inference_steps=3))
+        assert device(pipe).log == ["allocate", "pin", "pin", "capture", "launch", "wait"]
 
 
 def test_low_memory_keeps_one_phase(tiny: Path) -> None:

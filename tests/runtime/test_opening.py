@@ -90,6 +90,8 @@ def test_it_may_be_on_another_device(small: Path) -> None:
         device: Any = pipe.executor.device
         assert np.array_equal(draw(pipe), draw(usual))
         assert device.live
+        assert device.log[-2:] == ["capture", "wait"], "the first picture is an engine's first run, without a graph"
+        draw(pipe)
         assert device.log[-2:] == ["launch", "wait"]
     assert (device.live, device.pinned, device.graphs) == ({}, {}, 0)
 

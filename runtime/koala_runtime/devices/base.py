@@ -40,7 +40,7 @@ class Engine(Protocol):
         """
 
     def save_kernel_cache(self) -> None:
-        """Persist kernels that the first run compiled for this GPU, for the next process."""
+        """Persist kernels that runs have compiled for this GPU, for the next load and the next process."""
 
     def close(self) -> None:
         """Free the weights."""
@@ -74,7 +74,10 @@ class Device(Protocol):
         """Enqueue a copy from the device to pinned memory."""
 
     def capture(self, work: Sequence[Enqueue]) -> Graph:
-        """Return a graph that does what ``work`` enqueues; ``work`` may run once before."""
+        """Return a graph that does what ``work`` enqueues, and run nothing.
+
+        No engine in it may be at its first run, which no capture allows: TensorRT sets up its state then.
+        """
 
     def launch(self, graph: Graph) -> None:
         """Enqueue a graph."""

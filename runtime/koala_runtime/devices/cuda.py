@@ -139,13 +139,7 @@ class CudaDevice:
         self._do("cuMemcpyDtoHAsync", array.ctypes.data, address, array.nbytes, self.stream)
 
     def capture(self, work: Sequence[Enqueue]) -> Graph:
-        """Run the work once, then capture it as a CUDA graph, ready to launch.
-
-        The run before is TensorRT's demand: plans set up their state in their first one, which cannot be captured.
-        """
-        for enqueue in work:
-            enqueue()
-        self.wait()
+        """Capture the work as a CUDA graph, ready to launch."""
         with _no_collection():
             captured = self._record(work) or self._record(work, last=True)
         unfinished = [("cuGraphDestroy", captured)]

@@ -23,16 +23,33 @@ from koala_runtime.devices.cuda import CudaDevice
 _log = logging.getLogger(__name__)
 
 
+class KernelCache:
+    """Kernels that TensorRT-RTX compiled for this GPU: kept over loads of a plan and, where possible, in a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.data = path.read_bytes() if path.is_file() else b""
+
+    def save(self, data: bytes) -> None:
+        """Keep ``data``; writes the file if it differs."""
+        if data == self.data:
+            return
+        self.data = data
+        try:
+            write_atomic(self.path, data)
+        except OSError as error:
+            _log.warning("the kernels compiled for this GPU cannot be kept: %s", error)
+
+
 class TensorRTEngine:
     """One deserialised plan with its context.
 
-    ``kernel_cache`` is where TensorRT-RTX keeps the kernels that it compiles for this GPU in the first run. Only for a
-    process with a driver: without one the libraries crash. Raises BundleError for a plan that is refused, and
-    DeviceError if there is too little memory for it.
+    ``kernels`` are those that TensorRT-RTX compiled in earlier runs. Only for a process with a driver: without one the
+    libraries crash. Raises BundleError for a plan that is refused, DeviceError if there is too little memory for it.
     """
 
-    def __init__(self, trt: Any, path: Path, device: CudaDevice, kernel_cache: Path) -> None:
-        self._device, self._path, self._kernel_cache = device, path, kernel_cache
+    def __init__(self, trt: Any, path: Path, device: CudaDevice, kernels: KernelCache) -> None:
+        self._device, self._path, self._kernels = device, path, kernels
         logger, self._errors = make_logger(trt)
         runtime = trt.Runtime(logger)
         # Mapped, not read: the library copies the weights to the GPU, and 1.4 GB of host memory would be for nothing.
@@ -48,9 +65,8 @@ class TensorRTEngine:
             # The whole picture is one graph here; the library's own capture would be a graph in a graph.
             settings.cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
             self._cache = settings.create_runtime_cache()
-            self._fresh = not (kernel_cache.is_file() and self._cache.deserialize(kernel_cache.read_bytes()))
-            if self._fresh:
-                _log.info("%s: compiling kernels for this GPU; they are kept in %s", path.stem, kernel_cache)
+            if not (kernels.data and self._cache.deserialize(kernels.data)):
+                _log.info("%s: compiling kernels for this GPU; they are kept in %s", path.stem, kernels.path)
             settings.set_runtime_cache(self._cache)
         context: trt.IExecutionContext | None = self._engine.create_execution_context(runtime_config=settings)
         if context is None:
@@ -82,14 +98,9 @@ class TensorRTEngine:
         return enqueue
 
     def save_kernel_cache(self) -> None:
-        """Write the compiled kernels next to the plan; where that is not allowed they are compiled in each process."""
-        if self._cache is None or not self._fresh:
-            return
-        self._fresh = False
-        try:
-            write_atomic(self._kernel_cache, bytes(self._cache.serialize()))
-        except OSError as error:
-            _log.warning("the kernels compiled for this GPU cannot be kept: %s", error)
+        """Keep the kernels compiled so far, next to the plan; where that is not allowed, for this process."""
+        if self._cache is not None:
+            self._kernels.save(bytes(self._cache.serialize()))
 
     def close(self) -> None:
         """Free the context, then the engine with its weights."""

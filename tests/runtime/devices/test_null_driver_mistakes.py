@@ -27,9 +27,9 @@ COPY_IN = "array.ctypes.data, array.nbytes, self.stream)\n\n    def copy_out"
 MISTAKES = {
     "no run before the capture": (
         "plain",
-        CUDA,
-        "        for enqueue in work:\n            enqueue()\n        self.wait()\n        with",
-        "        with",
+        EXECUTOR,
+        "        return {call.component for call in calls} <= self._warm\n",
+        "        return True\n",
     ),
     "no wait": ("plain", CUDA, '        self._do("cuStreamSynchronize", self.stream)', "        pass"),
     "a launch on another stream": ("plain", CUDA, '"cuGraphLaunch", graph, self.stream', '"cuGraphLaunch", graph, 0'),

@@ -15,7 +15,7 @@ import pytest
 from koala_bundle.errors import BundleError, DeviceError
 from koala_machine.tensorrt import make_logger
 from koala_runtime.devices.base import Tensor
-from koala_runtime.devices.tensorrt import TensorRTEngine
+from koala_runtime.devices.tensorrt import KernelCache, TensorRTEngine
 
 PLAN = b"a serialized plan"
 
@@ -125,7 +125,7 @@ class Device:
 
 
 def load(path: Path, library: Library, device: Any = None) -> TensorRTEngine:
-    return TensorRTEngine(library, path, device or Device(), path.with_suffix(".kernels"))
+    return TensorRTEngine(library, path, device or Device(), KernelCache(path.with_suffix(".kernels")))
 
 
 TENSORS = {"latents": Tensor(1024, "float32", (1,)), "next_latents": Tensor(2048, "float32", (1,))}
@@ -212,8 +212,26 @@ def test_where_kernels_cannot_be_kept_is_only_told(
         raise OSError("read-only file system")
 
     monkeypatch.setattr("koala_runtime.devices.tensorrt.write_atomic", refuse)
-    load(path, Library(RtxSettings(), Context())).save_kernel_cache()
+    kernels = KernelCache(path.with_suffix(".kernels"))
+    device: Any = Device()
+    TensorRTEngine(Library(RtxSettings(), Context()), path, device, kernels).save_kernel_cache()
     assert "cannot be kept: read-only file system" in caplog.text
+    caplog.clear()
+    caplog.set_level("INFO")
+    settings = RtxSettings()
+    TensorRTEngine(Library(settings, Context()), path, device, kernels).save_kernel_cache()
+    assert settings.cache.held == b"kernels for this GPU", "this process keeps them over loads"  # type: ignore[attr-defined]
+    assert caplog.text == ""
+
+
+def test_kernels_that_later_runs_compile_are_kept_too(path: Path) -> None:
+    settings = RtxSettings()
+    plan = load(path, Library(settings, Context()))
+    kept = path.with_suffix(".kernels")
+    for compiled in (b"", b"kernels of one run", b"kernels of two runs"):
+        settings.cache.serialize = lambda compiled=compiled: compiled  # type: ignore[attr-defined]
+        plan.save_kernel_cache()
+        assert (kept.read_bytes() if kept.exists() else b"") == compiled
 
 
 def test_what_the_library_refuses_is_one_sentence(path: Path) -> None:
