@@ -1,6 +1,6 @@
 """Train koala-tiny from nothing: ``python examples/koala-tiny/train.py``.
 
-Three to four hours on two CPU cores. Stop it when you like (Ctrl-C); the same command goes on where it was. Its state
+Three to four hours on two CPU cores. Stop it when you like (Ctrl-C); the same command resumes. Its state
 and contact sheets are under ``build/koala-tiny``; at the end the checkpoint is written next to this file.
 """
 

@@ -1,4 +1,4 @@
-"""A training loop that can be stopped at any time and goes on where it was."""
+"""A training loop that can be stopped at any time, and resumes."""
 
 from __future__ import annotations
 
