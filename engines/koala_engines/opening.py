@@ -17,18 +17,22 @@ def open_compiler(target: Target, options: BuildOptions) -> Compiler:
 
     Raises TargetError with what is missing on this machine, ArgumentError for options it cannot follow.
     """
+    _require(target, "onnx", "`pip install koala-trt[export]`")
     return _COMPILERS[target.name](options)
 
 
+def _require(target: Target, package: str, install: str) -> None:
+    if find_spec(package) is None:
+        raise TargetError(
+            f"target {target}",
+            expected=f"the Python package {package}",
+            found="none",
+            fix=f"install it with {install}",
+        )
+
+
 def _cpu(options: BuildOptions) -> Compiler:
-    for package, install in (("onnx", "`pip install koala-trt[export]`"), (CPU.library, install_command(CPU))):
-        if find_spec(package) is None:
-            raise TargetError(
-                f"target {CPU}",
-                expected=f"the Python package {package}",
-                found="none",
-                fix=f"install it with {install}",
-            )
+    _require(CPU, CPU.library, install_command(CPU))
     from koala_engines.cpu import CpuCompiler
 
     return CpuCompiler()

@@ -38,6 +38,7 @@ from koala_bundle.errors import ArgumentError, KoalaError
 from koala_bundle.manifest import read_manifest
 from koala_cli.main import run_app
 from tests.support.fake_backends import DELAY
+from tests.support.koala_tiny import CHECKPOINT
 
 SHAPE = "koala-700m-like"
 FAKE = "tests.support.fake_backends:"
@@ -311,12 +312,13 @@ def test_diffusers_eager_and_compiled(paths: tuple[Path, str]) -> None:
 
 @pytest.mark.full
 @pytest.mark.parametrize(("name", "folder"), [("optimum-onnx", "optimum"), ("openvino-genai", "openvino")])
-def test_backends_with_a_python_of_their_own(name: str, folder: str, paths: tuple[Path, str]) -> None:
+def test_backends_with_a_python_of_their_own(name: str, folder: str, bundle: Callable[..., Path]) -> None:
+    """With koala-tiny: on random weights OpenVINO GenAI differs from diffusers by more than rounding (41 dB)."""
     python = ROOT / "build" / folder / "bin" / "python"
     if not python.exists():
         pytest.skip(f"`make build/{folder}/ready` makes its environment")
-    plan = BenchOptions(names=(name,), prompt="a cat", rounds=2, steps=3, pythons={name: str(python)})
-    results = run(*paths, plan)
+    plan = BenchOptions(names=(name,), rounds=2, pythons={name: str(python)})
+    results = run(bundle("koala-tiny"), str(CHECKPOINT), plan)
     assert results.not_measured == {}
     (measured,) = results.measured
     assert (measured.psnr or 0) > 45, "the same tokens, noise and sampler, in float32"
