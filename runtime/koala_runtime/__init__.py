@@ -6,7 +6,7 @@
 - ``program``: a picture as calls in order, and where its tensors lie; ``executor``: runs it on a device
 - ``devices``: the processor, an NVIDIA GPU and a simulated one; ``opening``: makes an executor of one
 - ``selection``: chooses and checks the engines of a bundle; ``budget``: the device memory that a picture takes
-- ``recipe``: what draws a picture again, kept in the PNG file
+- ``recipe``: what draws a picture again, kept in the PNG file; ``repeat``: draws it again
 
 Never imports torch, diffusers, transformers or onnx.
 """

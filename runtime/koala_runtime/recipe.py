@@ -7,20 +7,14 @@ AUTOMATIC1111 web UI, which many viewers and sites read.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from koala_bundle.codec import CodecError, from_json, to_json
 from koala_bundle.errors import ArgumentError
-from koala_bundle.manifest import Manifest
-from koala_runtime.noise import randn
-
-if TYPE_CHECKING:
-    from koala_runtime.output import PipelineOutput
 
 SCHEMA_VERSION = 1
 KEY, A1111_KEY = "koala", "parameters"
@@ -124,51 +118,3 @@ def _stored_text(path: Path) -> str | None:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
         found = f"a file that cannot be read ({error})"
     raise ArgumentError(str(path), expected="a picture", found=found, fix=_FIX)
-
-
-def check_repeatable(recipe: Recipe, digest: str, picture: Path, bundle: Path) -> None:
-    """Raise ArgumentError unless the bundle with this digest can draw the recipe of ``picture`` again."""
-    if recipe.bundle != digest:
-        raise ArgumentError(
-            f"{picture}: bundle",
-            expected=f"{digest[:12]}, the digest of {bundle}",
-            found=f"{recipe.bundle[:12]}",
-            fix="pass the bundle that drew the picture, or export it again from the same checkpoint with the same "
-            "options and versions",
-        )
-    if recipe.seed is None:
-        raise ArgumentError(
-            f"{picture}: seed",
-            expected="a seed",
-            found="none, because the picture was drawn from latents",
-            fix="pass the same latents to the pipeline again, or another seed for a variation",
-        )
-
-
-def repeat_call(recipe: Recipe, manifest: Manifest) -> dict[str, Any]:
-    """Return the arguments of a pipeline call that draws a recipe again, in the row of the batch where it was drawn.
-
-    ``repeated_picture`` takes the picture out of what the call returns. ``recipe.seed`` must not be None.
-    """
-    assert recipe.seed is not None
-    batch = manifest.profile.batch
-    shape = manifest.component("vae_decoder").inputs[0].shape[1:]
-    first = recipe.index - recipe.index % batch
-    latents = randn((recipe.count, *shape), recipe.seed)[first : first + batch]
-    return {
-        "prompt": [recipe.prompt] * len(latents),
-        "negative_prompt": recipe.negative_prompt,
-        "num_inference_steps": recipe.num_inference_steps,
-        "guidance_scale": recipe.guidance_scale,
-        "latents": latents,
-        "original_size": recipe.original_size,
-        "crops_coords_top_left": recipe.crops_coords_top_left,
-        "target_size": recipe.target_size,
-    }
-
-
-def repeated_picture(recipe: Recipe, manifest: Manifest, output: PipelineOutput) -> tuple[Any, Recipe]:
-    """Return the picture that ``repeat_call`` drew, and its recipe with the seed and place of the call repeated."""
-    row = recipe.index % manifest.profile.batch
-    drawn = output.recipes[row]
-    return output.images[row], replace(drawn, seed=recipe.seed, index=recipe.index, count=recipe.count)

@@ -61,7 +61,7 @@ def run(
     _check_prompt(prompt, like)
     recipe = None if like is None else _read_repeatable(like, bundle, changes, output)
     from koala_runtime import Pipeline
-    from koala_runtime.recipe import repeat_call, repeated_picture
+    from koala_runtime.repeat import repeat_call, repeated_picture
 
     started = time.monotonic()
     with progress_bar() as update, _messages_to(update), Pipeline(bundle, target, low_memory=low_memory) as pipeline:
@@ -102,7 +102,8 @@ def _check_prompt(prompt: str | None, like: Path | None) -> None:
 
 def _read_repeatable(like: Path, bundle: Path, changes: dict[str, Any], output: Path) -> Recipe:
     """Return the recipe in a picture with what is to be changed; refuses what cannot be drawn before engines load."""
-    from koala_runtime.recipe import check_repeatable, read_recipe
+    from koala_runtime.recipe import read_recipe
+    from koala_runtime.repeat import check_repeatable
 
     recipe = replace(read_recipe(like), **changes)
     if "seed" in changes:  # a picture of its own
