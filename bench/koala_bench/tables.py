@@ -26,7 +26,7 @@ def rows(results: Results) -> dict[tuple[str, ...], Rows]:
         PHASE_COLUMNS: [_phases(results, each) for each in results.measured],
         COST_COLUMNS: [_cost(each) for each in results.measured],
         VERSION_COLUMNS: [
-            (each.name, ", ".join(f"{package} {number}" for package, number in each.versions.items()))
+            (each.name, ", ".join(f"{package} {number}" for package, number in sorted(each.versions.items())))
             for each in results.measured
         ],
     }
@@ -69,7 +69,7 @@ def tables(results: Results) -> list[Table]:
 def markdown(results: Results) -> str:
     """Return all tables in Markdown, with the reasons for what was not measured."""
     text = [f"{title(results)}.", *(as_markdown(columns, each) for columns, each in rows(results).items())]
-    text += [f"Not measured: {name} ({reason})." for name, reason in results.not_measured.items()]
+    text += [f"Not measured: {name} ({reason})." for name, reason in sorted(results.not_measured.items())]
     return "\n\n".join(text) + "\n"
 
 

@@ -43,7 +43,7 @@ def test_the_options_of_both_halves_are_checked(tmp_path: Path, capsys: pytest.C
     assert build(tmp_path, tmp_path / "bundle", "--target", "metal") == 2
     said = capsys.readouterr().err
     assert "error --precision: expected fp16 or fp32, found 'int8'" in said
-    assert "error --target: expected tensorrt or rtx or cpu, found 'metal'" in said
+    assert "error --target: expected tensorrt or rtx or cuda or cpu, found 'metal'" in said
     assert not (tmp_path / "bundle").exists()
 
 

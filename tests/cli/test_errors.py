@@ -27,7 +27,7 @@ LIBRARIES = ("bundle", "machine", "export", "engines", "runtime", "verify", "ben
         ("export a b --precision int8", "--precision: expected fp16 or fp32, found 'int8'; pass one of these."),
         (
             "engines a --target simulated",
-            "--target: expected tensorrt or rtx or cpu, found 'simulated'; pass one of these.",
+            "--target: expected tensorrt or rtx or cuda or cpu, found 'simulated'; pass one of these.",
         ),
         ("run b", "PROMPT: expected what to draw, found none; pass a prompt, or --like PICTURE."),
         (

@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,13 @@ NO_GPU = Machine((), cuda=None)
 
 def nothing(_: float) -> None:
     pass
+
+
+def library(**members: Any) -> ModuleType:
+    """A stand-in for TensorRT's Python module."""
+    module = ModuleType("a_library")
+    vars(module).update(members)
+    return module
 
 
 @pytest.fixture
@@ -145,7 +152,7 @@ def test_an_old_driver_is_a_sentence(tmp_path: Path, product: Path, monkeypatch:
         wheel = "tensorrt-cu13" if target == TENSORRT else "tensorrt-rtx-cu13"
         with pytest.raises(TargetError) as caught:
             made = compiler(BuildOptions())
-            made._trt = SimpleNamespace(Builder=no_builder, ILogger=Logger, __version__="1", IProgressMonitor=object)
+            made._trt = library(Builder=no_builder, ILogger=Logger, __version__="1", IProgressMonitor=object)
             made.build("product", product, tmp_path, nothing)
         extra = f"{target}-cu12"
         assert str(caught.value) == (
@@ -163,7 +170,7 @@ def test_a_library_without_a_builder_is_a_sentence(
 ) -> None:
     be(ADA, monkeypatch)
     compiler = RtxCompiler(BuildOptions())
-    compiler._trt = SimpleNamespace(Builder=no_builder, ILogger=Logger, __version__="1", IProgressMonitor=object)
+    compiler._trt = library(Builder=no_builder, ILogger=Logger, __version__="1", IProgressMonitor=object)
     with pytest.raises(TargetError, match="found pybind11::init\\(\\): factory function returned nullptr; update"):
         compiler.build("product", product, tmp_path, nothing)
 

@@ -107,7 +107,9 @@ def test_a_wrong_plan_and_a_wrong_graph_are_distinguished(
     shutil.copy(right / "manifest.json", copy / "manifest.json")
     record = copy / "engines" / "cpu" / "engine.json"
     content = json.loads(record.read_text())
-    content["key"]["onnx"] = read_manifest(right).onnx_digests()
+    digests = read_manifest(right).onnx_digests()
+    for plan in content["plans"].values():
+        plan["onnx"] = {path: digests[path] for path in plan["onnx"]}
     write_json(record, content)
     failures = verify(copy, str(checkpoint(SHAPE))).failures
     assert failures[0] == "text_encoder: hidden_states (cpu)"

@@ -29,7 +29,7 @@ def run(
     negative_prompt: Annotated[str | None, option("What to avoid; needs guidance above 1.")] = None,
     steps: Annotated[int | None, option("Denoising steps. Default: the bundle's own.")] = None,
     guidance_scale: Annotated[float | None, option("1 or less: none. Default: the bundle's own.")] = None,
-    seed: Annotated[int | None, option("Equal seeds, equal pictures. Default: random.")] = None,
+    seed: Annotated[int | None, option("Same seed, same picture. Default: random.")] = None,
     like: Annotated[
         Path | None,
         option("Draw this PNG picture of koala run again; options given beside it make a variation.", metavar="<png>"),
