@@ -12,10 +12,7 @@ from koala_machine.tensorrt import open_tensorrt
 from koala_runtime.budget import budget, check_free
 from koala_runtime.devices.base import Device, Engine
 from koala_runtime.executor import Executor
-from koala_runtime.preflight import obstacle
 from koala_runtime.selection import EngineSet
-
-__all__ = ["obstacle", "open_executor"]
 
 Loader: TypeAlias = Callable[[str], Engine]
 

@@ -213,17 +213,17 @@ def test_one_changed_component_is_one_plan(tmp_path: Path, monkeypatch: pytest.M
     before = {path.name: path.read_text() for path in folder.glob("*.plan")}
 
     change_component(bundle, "denoiser")
-    told: list[str] = []
-    assert build_engines(bundle, target, report=told.append)
-    assert any("ONNX changed (onnx/denoiser.onnx)" in line for line in told)
+    lines: list[str] = []
+    assert build_engines(bundle, target, report=lines.append)
+    assert any("ONNX changed (onnx/denoiser.onnx)" in line for line in lines)
     assert [line.split()[-1] for line in compiled.since()] == ["denoiser"]
     after = {path.name: path.read_text() for path in folder.glob("*.plan")}
     assert {name for name in before if before[name] != after[name]} == {"denoiser.plan"}
     assert not build_engines(bundle, target)
 
     (folder / "vae_decoder.plan").write_text("x" * len(after["vae_decoder.plan"]))
-    assert build_engines(bundle, target, report=told.append)
-    assert any("plans are missing, cut short or damaged" in line for line in told)
+    assert build_engines(bundle, target, report=lines.append)
+    assert any("plans are missing, cut short or damaged" in line for line in lines)
     assert [line.split()[-1] for line in compiled.since()] == ["vae_decoder"]
 
 

@@ -18,7 +18,8 @@ from koala_runtime import Pipeline
 from koala_runtime.devices.base import Tensor
 from koala_runtime.devices.cpu import CpuDevice, OrtEngine
 from koala_runtime.executor import Executor
-from koala_runtime.opening import obstacle, open_executor
+from koala_runtime.opening import open_executor
+from koala_runtime.preflight import obstacle
 from koala_runtime.selection import EngineSet
 
 SHAPE = "koala-700m-like"

@@ -12,7 +12,7 @@ from koala_bench.backends.base import REFERENCE
 from koala_bundle.engine_record import engine_variants
 from koala_bundle.errors import ArgumentError
 from koala_bundle.targets import TARGETS, Target
-from koala_runtime.opening import obstacle
+from koala_runtime.preflight import obstacle
 
 _CLASSES = {
     "diffusers": "koala_bench.backends.diffusers:Diffusers",

@@ -21,7 +21,7 @@ _EXPORT_NEEDS = ("torch", "diffusers", "transformers", "onnx")
 def doctor(as_json: AsJson = False) -> None:
     """Show what this machine can build and run, and why not."""
     from koala_engines.availability import obstacles
-    from koala_runtime.opening import obstacle
+    from koala_runtime.preflight import obstacle
 
     facts = _facts()
     targets = {

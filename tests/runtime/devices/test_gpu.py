@@ -26,7 +26,7 @@ from koala_runtime.devices.base import Tensor
 from koala_runtime.devices.cpu import CpuDevice
 from koala_runtime.devices.cuda import CudaDevice
 from koala_runtime.executor import Executor, Run
-from koala_runtime.opening import obstacle
+from koala_runtime.preflight import obstacle
 from koala_runtime.program import make_program
 from tests.support.judge import judge
 from tests.support.koala_tiny import requests, words

@@ -26,8 +26,7 @@ from koala_runtime import Pipeline
 from koala_runtime.devices.base import Tensor
 from koala_runtime.devices.cpu import CpuDevice, OrtEngine
 from koala_runtime.devices.onnx_cuda import PROVIDER, load_on_gpu, provider_options
-from koala_runtime.opening import obstacle
-from koala_runtime.preflight import check_machine
+from koala_runtime.preflight import check_machine, obstacle
 from koala_runtime.selection import open_engines
 from tests.support.fleet import CUDA_13, GB, Compiled, Machine, be, make_bundle
 
