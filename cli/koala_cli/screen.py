@@ -42,6 +42,11 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:,.1f} MB"
 
 
+def verdict(passed: bool) -> Text:
+    """Return whether something passed, in a word."""
+    return Text("passed", "green") if passed else Text("failed", "red")
+
+
 def table(*columns: str, figures: bool = False) -> Table:
     """Return an empty table that is as narrow as its text; ``figures``: all columns but the first are numbers."""
     empty = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)

@@ -120,6 +120,15 @@ class FolderCheckpoint:
         sequence_length = int(self.configs["text_encoder"].get("max_position_embeddings", 77))
         return tokenizer_json(self.folder / name, sequence_length)
 
+    def weight_names(self, model: str) -> set[str]:
+        """Return what the weights of one of MODELS are called in its files."""
+        names = set[str]()
+        for path in self._weights[model]:
+            if path.suffix == ".safetensors":
+                with safe_open(path, framework="pt") as file:
+                    names |= {*file.keys()}
+        return names
+
     def _weight_files(self) -> Iterator[Path]:
         for paths in self._weights.values():
             yield from paths

@@ -107,19 +107,26 @@ def _run(part: Component, path: Path, known: Mapping[str, Array]) -> dict[str, A
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False  # an arena keeps its peak, twice what one 1024 px run needs, to the end
     session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    results = session.run([tensor.name for tensor in part.outputs], graph_inputs(part, known))
+    return {t.name: last_step(part, t, result) for t, result in zip(part.outputs, results, strict=True)}
+
+
+def graph_inputs(part: Component, known: Mapping[str, Array]) -> dict[str, Array]:
+    """Return what the graph of ``part`` takes; where that is a table of many steps, ``known`` is its last row."""
     feeds = {}
     for tensor in part.inputs:
         feeds[tensor.name] = known[tensor.name]
         if part.steps and tensor.per_step:
             feeds[tensor.name] = np.zeros(part.graph_shape(tensor), tensor.dtype)
             feeds[tensor.name][-1, : math.prod(tensor.shape)] = known[tensor.name].ravel()
-    results = session.run([tensor.name for tensor in part.outputs], feeds)
-    return {
-        tensor.name: result[-1, : math.prod(tensor.shape)].reshape(tensor.shape)
-        if part.steps and tensor.per_step
-        else result
-        for tensor, result in zip(part.outputs, results, strict=True)
-    }
+    return feeds
+
+
+def last_step(part: Component, tensor: IOTensor, result: Array) -> Array:
+    """Return the value of an output of ``part`` in the last of the steps that its graph computes at once."""
+    if part.steps and tensor.per_step:
+        return result[-1, : math.prod(tensor.shape)].reshape(tensor.shape)
+    return result
 
 
 def compare(reference: NDArray[np.generic], result: NDArray[np.generic]) -> Agreement:

@@ -105,6 +105,11 @@ class VAEDecoder(nn.Module):
         return levels.round().permute(0, 2, 3, 1).to(torch.uint8)
 
 
+def model_of(component: str) -> str:
+    """Return which of the checkpoint's models a component has."""
+    return {"denoiser": "unet", "vae_decoder": "vae"}.get(component, component)
+
+
 def build_module(
     component: str,
     checkpoint: Checkpoint,
@@ -119,7 +124,7 @@ def build_module(
     ``rescale`` is among them and finds a scale.
     """
     dtype = torch.float16 if profile.precision == "fp16" else torch.float32
-    name = {"denoiser": "unet", "vae_decoder": "vae"}.get(component, component)
+    name = model_of(component)
     model: Any = checkpoint.load(name, torch.float32 if name == "vae" and spec.vae.force_upcast else dtype)
     for each in MODULE_PASSES:
         if each.name in passes and (change := each.run(model, dtype)):

@@ -1,4 +1,4 @@
-"""diffusers' own pipeline on the checkpoint of a bundle, with the bundle's timestep spacing."""
+"""The checkpoint of a bundle, and diffusers' own pipeline on it, with the bundle's timestep spacing."""
 
 from __future__ import annotations
 
@@ -7,9 +7,24 @@ from typing import Any
 
 import numpy as np
 
+from koala_bundle.errors import ArgumentError
 from koala_bundle.manifest import Manifest
 from koala_export.checkpoint import MODELS, FolderCheckpoint
+from koala_export.source import open_source
 from koala_verify.pixels import Pixels
+
+
+def open_checkpoint(source: str, manifest: Manifest) -> FolderCheckpoint:
+    """Return the checkpoint ``source``. Raises ArgumentError unless its digest is the one in the manifest."""
+    checkpoint = open_source(source, random_weights=False, precision=manifest.profile.precision)
+    if not isinstance(checkpoint, FolderCheckpoint) or checkpoint.digest() != manifest.origin.checkpoint:
+        raise ArgumentError(
+            "source",
+            expected="the checkpoint that the bundle was made from",
+            found="another one",
+            fix="pass the folder or hub name that `koala export` was given",
+        )
+    return checkpoint
 
 
 def open_diffusers(checkpoint: FolderCheckpoint, manifest: Manifest, dtype: Any) -> Any:

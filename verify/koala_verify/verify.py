@@ -17,11 +17,10 @@ from koala_bundle.tensors import Component, components
 from koala_export.checkpoint import FolderCheckpoint
 from koala_export.gate import gate_inputs, run_torch
 from koala_export.modules import build_module
-from koala_export.source import open_source
 from koala_runtime import Pipeline
 from koala_verify.comparison import OutputComparison, Verification, compare_output, compare_picture
 from koala_verify.perceptual import open_clip_score, open_lpips
-from koala_verify.reference import draw_reference
+from koala_verify.reference import draw_reference, open_checkpoint
 from koala_verify.single import entries_for, run_engines, run_onnx_files
 
 PROMPTS = (
@@ -41,7 +40,7 @@ def verify(
     Differences are in the result. Raises InputError for wrong arguments.
     """
     manifest = read_manifest(bundle)
-    checkpoint = _open_checkpoint(source, manifest)
+    checkpoint = open_checkpoint(source, manifest)
     if seeds < 1:
         raise ArgumentError("seeds", expected="1 or more", found=str(seeds), fix="pass a number of pictures")
     precision = manifest.profile.precision
@@ -73,18 +72,6 @@ def verify(
         pairs=tuple(zip(references, drawn, strict=True)),
         skipped={name: reason for name, reason in metrics.items() if isinstance(reason, str)},
     )
-
-
-def _open_checkpoint(source: str, manifest: Manifest) -> FolderCheckpoint:
-    checkpoint = open_source(source, random_weights=False, precision=manifest.profile.precision)
-    if not isinstance(checkpoint, FolderCheckpoint) or checkpoint.digest() != manifest.origin.checkpoint:
-        raise ArgumentError(
-            "source",
-            expected="the checkpoint that the bundle was made from",
-            found="another one",
-            fix="pass the folder or hub name that `koala export` was given",
-        )
-    return checkpoint
 
 
 def _compare_component(

@@ -6,13 +6,12 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rich.text import Text
-
 from koala_bundle.codec import to_json
-from koala_bundle.errors import KoalaError
+from koala_bundle.errors import ArgumentError, KoalaError
+from koala_cli.commands.verify_layers import compare_by_layer
 from koala_cli.extras import quiet_libraries, require_packages
 from koala_cli.options import AsJson, Bundle, OriginalSource, RunTarget, option
-from koala_cli.screen import reported_lines, say, say_json, stdout, table
+from koala_cli.screen import reported_lines, say, say_json, stdout, table, verdict
 
 if TYPE_CHECKING:
     from koala_verify.comparison import Verification
@@ -24,13 +23,26 @@ def verify(
     target: RunTarget = None,
     seeds: Annotated[int, option("Pictures per prompt. Default: 1.")] = 1,
     html: Annotated[Path | None, option("Write a page with the pictures side by side to this file.")] = None,
+    layers: Annotated[
+        str | None, option("Compare the tensors inside this component instead, such as denoiser.", metavar="COMPONENT")
+    ] = None,
+    save: Annotated[
+        Path | None, option("With --layers: write both sides' values to this new folder, for Polygraphy.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare a bundle with its checkpoint.
 
-    Every component and whole pictures are compared with PyTorch in float32. Exit code 1 if anything is outside its
-    bounds.
+    Every component and whole pictures are compared with PyTorch in float32, or with --layers every layer of one
+    component. Exit code 1 if anything is outside its bounds.
     """
+    if layers is not None:
+        _refuse(
+            {"seeds": seeds if seeds != 1 else None, "html": html}, "nothing beside --layers, which draws no pictures"
+        )
+        compare_by_layer(source, bundle, layers, target, save, as_json)
+        return
+    _refuse({"save": save}, "--layers with it")
     require_packages(("torch", "diffusers", "transformers", "onnx", "skimage", "jinja2"), "bench")
     from koala_verify.verify import verify as compare_with_checkpoint
 
@@ -57,12 +69,19 @@ def verify(
         )
 
 
+def _refuse(options: dict[str, object], expected: str) -> None:
+    """Raise ArgumentError for an option that was given and has no meaning."""
+    for name, value in options.items():
+        if value is not None:
+            raise ArgumentError(name, expected=expected, found=str(value), fix="see `koala verify --help`")
+
+
 def _print(findings: Verification) -> None:
     outputs = table("component", "output", "by", "error", "cosine", "dB", "")
     for each in findings.outputs:
-        verdict = _verdict(each.passed)
+        shown = verdict(each.passed)
         if each.not_finite:
-            verdict.append(f", {each.not_finite} not finite")
+            shown.append(f", {each.not_finite} not finite")
         outputs.add_row(
             each.component,
             each.tensor,
@@ -70,7 +89,7 @@ def _print(findings: Verification) -> None:
             f"{each.error:.1e}",
             f"{each.cosine:.6f}",
             f"{each.psnr:.1f}",
-            verdict,
+            shown,
         )
     stdout.print(outputs)
     pictures = table("picture", "seed", "of 255", "dB", "SSIM", "LPIPS", "CLIP", "")
@@ -82,11 +101,7 @@ def _print(findings: Verification) -> None:
             "-" if picture.lpips is None else f"{picture.lpips:.4f}",
             "-" if picture.clip_scores is None else "{:.2f}, {:.2f}".format(*picture.clip_scores),
         )
-        pictures.add_row(picture.prompt, str(picture.seed), *figures, _verdict(picture.passed))
+        pictures.add_row(picture.prompt, str(picture.seed), *figures, verdict(picture.passed))
     stdout.print(pictures)
     for name, why in findings.skipped.items():
         say(f"without {name}: {why}")
-
-
-def _verdict(passed: bool) -> Text:
-    return Text("passed", "green") if passed else Text("failed", "red")
