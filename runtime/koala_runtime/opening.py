@@ -22,7 +22,7 @@ def open_executor(engines: EngineSet, low_memory: bool = False) -> Executor:
 
     Raises TargetError for plans of another version of the compiler, DeviceError if the GPU has too little memory.
     """
-    device, load = _OPENERS[engines.target.name](engines)
+    device, load = _OPENERS[engines.target.name](engines, low_memory)
     try:
         with device.current():
             check_free(budget(engines.manifest, engines.record), device.free_bytes(), low_memory=low_memory)
@@ -32,14 +32,14 @@ def open_executor(engines: EngineSet, low_memory: bool = False) -> Executor:
     return Executor(device, load, engines.components, engines.target.half, low_memory)
 
 
-def _cpu(engines: EngineSet) -> tuple[Device, Loader]:
+def _cpu(engines: EngineSet, _: bool) -> tuple[Device, Loader]:
     from koala_runtime.devices.cpu import VERSION, CpuDevice, OrtEngine
 
     engines.check_version(VERSION)
     return CpuDevice(), lambda name: OrtEngine(engines.plan(name))
 
 
-def _simulated(engines: EngineSet) -> tuple[Device, Loader]:
+def _simulated(engines: EngineSet, _: bool) -> tuple[Device, Loader]:
     from koala_runtime.devices.cpu import VERSION
     from koala_runtime.devices.simulated import SimulatedDevice, SimulatedEngine
 
@@ -50,14 +50,14 @@ def _simulated(engines: EngineSet) -> tuple[Device, Loader]:
     return device, lambda name: SimulatedEngine(device, name, engines.plan(name), weights[name], scratch[name])
 
 
-def _cuda(engines: EngineSet) -> tuple[Device, Loader]:
+def _cuda(engines: EngineSet, _: bool) -> tuple[Device, Loader]:
     from koala_runtime.devices.onnx_cuda import UncapturedCudaDevice, load_on_gpu
 
     device, index = UncapturedCudaDevice(engines.device or 0), query_driver(device=engines.device or 0).ordinal
     return device, lambda name: load_on_gpu(engines.plan(name), device.stream, index)
 
 
-def _gpu(engines: EngineSet) -> tuple[Device, Loader]:
+def _gpu(engines: EngineSet, low_memory: bool) -> tuple[Device, Loader]:
     from koala_runtime.devices.cuda import CudaDevice
     from koala_runtime.devices.tensorrt import KernelCache, TensorRTEngine
 
@@ -70,12 +70,12 @@ def _gpu(engines: EngineSet) -> tuple[Device, Loader]:
     caches = {name: KernelCache(engines.folder / f"{name}-{suffix}.kernels") for name in engines.components}
 
     def load(name: str) -> Engine:
-        return TensorRTEngine(module, engines.plan(name), device, caches[name])
+        return TensorRTEngine(module, engines.plan(name), device, caches[name], parks=low_memory)
 
     return device, load
 
 
-_OPENERS: dict[str, Callable[[EngineSet], tuple[Device, Loader]]] = {
+_OPENERS: dict[str, Callable[[EngineSet, bool], tuple[Device, Loader]]] = {
     CPU.name: _cpu,
     CUDA.name: _cuda,
     RTX.name: _gpu,

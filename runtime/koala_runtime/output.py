@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,16 @@ class PipelineOutput:
 
 
 def hand_over(pictures: NDArray[np.uint8], output_type: str) -> Any:
-    """Return uint8 [n, height, width, 3] as ``output_type`` wants it: ``pil`` or ``np``."""
+    """Return a copy of uint8 [n, height, width, 3] as ``output_type`` wants it: ``pil`` or ``np``."""
     if output_type == "pil":
         return [Image.fromarray(picture) for picture in pictures]
-    return pictures.astype(np.float32) / np.float32(255)
+    return np.divide(pictures, np.float32(255), dtype=np.float32)
+
+
+def join(batches: list[Any]) -> Any:
+    """Return what ``hand_over`` made of several batches as one."""
+    if len(batches) == 1:
+        return batches[0]
+    if isinstance(batches[0], list):
+        return list(chain.from_iterable(batches))
+    return np.concatenate(batches)

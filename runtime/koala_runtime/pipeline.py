@@ -8,25 +8,23 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
-from numpy.typing import NDArray
-
 from koala_bundle import __version__
 from koala_bundle.errors import ArgumentError, DeviceError
 from koala_bundle.manifest import TOKENIZERS
 from koala_runtime.budget import budget
-from koala_runtime.executor import Executor, Run
+from koala_runtime.executor import Executor
 from koala_runtime.inputs import prepare
 from koala_runtime.opening import open_executor
-from koala_runtime.output import DeviceImages, PipelineOutput, hand_over
+from koala_runtime.output import DeviceImages, PipelineOutput, hand_over, join
 from koala_runtime.program import make_program
 from koala_runtime.prompts import PromptEncoder
 from koala_runtime.recipe import SCHEMA_VERSION, Recipe
 from koala_runtime.request import Callback, Floats, Request, make_request
+from koala_runtime.run import Run
 from koala_runtime.selection import EngineSet, open_engines
 from koala_runtime.steps import Step, Steps, call_back, stepwise
 
-_KEPT_RUNS = 4  # numbers of steps whose memory and graphs are kept
+_KEPT_RUNS = 4  # numbers of steps whose graphs are kept
 
 
 class Pipeline:
@@ -168,7 +166,7 @@ class Pipeline:
     def _draw(self, request: Request, *, one_by_one: bool) -> Generator[Step, None, PipelineOutput]:
         """Draw batch after batch; yields after every step if they are taken ``one_by_one``."""
         batch, timesteps = self.manifest.profile.batch, request.schedule.timesteps
-        pictures: list[NDArray[np.uint8]] = []
+        pictures: list[Any] = []  # of each batch, as they are handed over
         times: dict[str, list[float]] = {}
         with self._exclusive():
             if request.stream is not None:
@@ -187,13 +185,13 @@ class Pipeline:
                             times.setdefault(part, []).append(seconds)
                     else:
                         run.draw()
-                    images: NDArray[np.uint8] = run.images[: len(request.prompts[chunk])]
+                    images = run.images[: len(request.prompts[chunk])]
                     if request.output_type == "device":
-                        held = DeviceImages(run.block + run.program.images.offset, images.shape, self)
+                        held = DeviceImages(run.images_address, images.shape, self)
                         return self._output(request, held, len(images), times)
-                    pictures.append(images.copy())
-        drawn = np.concatenate(pictures)
-        return self._output(request, hand_over(drawn, request.output_type), len(drawn), times)
+                    pictures.append(hand_over(images, request.output_type))
+        drawn = join(pictures)
+        return self._output(request, drawn, len(drawn), times)
 
     def _output(self, request: Request, images: Any, count: int, times: dict[str, list[float]]) -> PipelineOutput:
         recipes = tuple(self._recipe(request, index) for index in range(count))
@@ -240,10 +238,13 @@ class Pipeline:
 
     @contextmanager
     def _run(self, steps: int) -> Iterator[Run]:
-        """Give the memory and graphs for a number of steps; after a failure they are not used again."""
+        """Give the graphs for a number of steps; after a failure they are not used again."""
         run = self._runs.pop(steps, None)
         if run is None:
-            run = Run(self.executor, make_program(self.manifest.components, steps, half=self.executor.half))
+            program = make_program(self.manifest.components, steps, half=self.executor.half)
+            if not self.executor.has_room(program):  # the graphs that there are refer to the memory that is given up
+                self._drop(*self._runs)
+            run = Run(self.executor, program)
         self._runs[steps] = run  # most recent last
         if len(self._runs) > _KEPT_RUNS:
             self._drop(next(iter(self._runs)))

@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from koala_bundle.errors import ArgumentError
-from koala_runtime.executor import Run
 from koala_runtime.output import PipelineOutput
 from koala_runtime.request import Floats, StepCallback, check_latents
+from koala_runtime.run import Run
 
 
 class Step:

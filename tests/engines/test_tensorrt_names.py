@@ -183,6 +183,7 @@ def test_wrong_source_is_reported(libraries: list[Api], right: str, wrong: str, 
 def test_sources_are_found() -> None:
     names = {f"engines/koala_engines/{name}.py" for name in ("trt_builder", "tensorrt", "rtx", "progress")}
     others = {"machine/koala_machine/tensorrt.py", "runtime/koala_runtime/devices/tensorrt.py", PREFLIGHT}
+    others |= {"runtime/koala_runtime/devices/tensorrt_memory.py"}
     assert names | others == SOURCES.keys()
 
 

@@ -22,8 +22,8 @@ from koala_bundle.manifest import read_manifest
 from koala_bundle.targets import RTX
 from koala_engines.build import build_engines
 from koala_runtime import Pipeline
-from koala_runtime.executor import Run
 from koala_runtime.prompts import PromptEncoder
+from koala_runtime.run import Run
 from koala_runtime.schedule import make_schedule
 from koala_tiny.scenes import words
 from tests.support.judge import judge, look

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from koala_bundle.errors import ArgumentError
 from koala_runtime import Pipeline
-from koala_runtime.executor import COPY_IN, COPY_OUT
+from koala_runtime.run import COPY_IN, COPY_OUT
 from tests.support.simulated import OTHER, PROMPT, STEPS, device, draw, simulated
 
 
@@ -57,6 +57,7 @@ def test_a_callers_stream_is_waited_for(tiny: Path) -> None:
             return 0, 77
 
     with simulated(tiny) as pipe:
+        draw(pipe)
         draw(pipe)
         for stream in (Stream(), 77):
             device(pipe).log.clear()

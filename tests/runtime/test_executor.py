@@ -18,7 +18,8 @@ import pytest
 
 from koala_runtime import Pipeline
 from koala_runtime.pipeline import _KEPT_RUNS
-from tests.support.simulated import OTHER, assert_equal_to_cpu, device, draw, simulated
+from koala_runtime.program import make_program
+from tests.support.simulated import OTHER, PROMPT, STEPS, assert_equal_to_cpu, device, draw, simulated
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,7 @@ def test_pictures_are_those_of_the_processor(
 def test_a_picture_is_one_launch_and_one_wait(tiny: Path) -> None:
     with simulated(tiny) as pipe:
         draw(pipe)
+        draw(pipe)
         log = device(pipe).log
         for change in ({"seed": 4}, {"prompt": OTHER}, {"guidance_scale": 1.5}, {"negative_prompt": "red"}):
             log.clear()
@@ -56,35 +58,72 @@ def test_a_picture_is_one_launch_and_one_wait(tiny: Path) -> None:
 
 def test_only_another_number_of_steps_captures_again(tiny: Path) -> None:
     with simulated(tiny) as pipe:
-        for count in (4, 2, 4, 2):
+        for count in (4, 2, 4, 2, 4, 2):
             draw(pipe, num_inference_steps=count)
         assert device(pipe).log.count("capture") == device(pipe).graphs == 2
-        taken = len(device(pipe).live)
-        for count in range(3, 3 + _KEPT_RUNS + 2):
+        for count in range(1, 1 + _KEPT_RUNS + 2):
+            draw(pipe, num_inference_steps=count)
             draw(pipe, num_inference_steps=count)
         assert device(pipe).graphs == _KEPT_RUNS
-        assert len(device(pipe).live) == taken + _KEPT_RUNS - 2
-        assert len(device(pipe).pinned) == 2 * _KEPT_RUNS
+
+
+def test_all_numbers_of_steps_share_one_memory(tiny: Path) -> None:
+    """That of the largest so far: then what was captured on the smaller one goes."""
+    with simulated(tiny) as pipe, Pipeline(tiny, "cpu") as cpu:
+        for count, graphs in ((4, 0), (4, 1), (2, 1), (2, 2), (4, 2), (40, 0), (4, 0), (4, 1)):
+            wanted = draw(cpu, num_inference_steps=count, seed=graphs)
+            assert np.array_equal(draw(pipe, num_inference_steps=count, seed=graphs), wanted)
+            assert device(pipe).graphs == graphs
+            program = make_program(pipe.manifest.components, max(count, 4), half="float32").nbytes
+            assert max(device(pipe).live.values()) >= program
+            assert len(device(pipe).live) == len(pipe.manifest.components) + 2, "weights, scratch and tensors"
+            assert len(device(pipe).pinned) == 2
+
+
+STAGES = ["text_encoder", "text_encoder_2", "prologue", *["denoiser"] * 4, "vae_decoder"]
 
 
 def test_everything_is_computed_once_and_in_order(tiny: Path) -> None:
-    """An engine's first run cannot be captured: it is the first picture itself, and shows what the graph holds."""
+    """An engine's first run cannot be captured: it is the first picture itself. The second one is captured."""
     with simulated(tiny) as pipe:
-        draw(pipe)
         log = device(pipe).log
-        picture = log[log.index("copy in") : log.index("capture")]
-    stages = ["text_encoder", "text_encoder_2", "prologue", *["denoiser"] * 4, "vae_decoder"]
-    assert picture == ["copy in", *stages, "copy out", "wait"]
-    assert Counter(log)["denoiser"] == 4, "the first picture is computed once: the capture runs nothing"
+        log.clear()
+        draw(pipe)
+        assert log == ["allocate", "pin", "pin", "copy in", *STAGES, "copy out", "wait", "wait"]
+        log.clear()
+        draw(pipe)
+        assert log == ["capture", "launch", "wait"]
 
 
 def test_another_number_of_steps_computes_one_picture(tiny: Path) -> None:
-    """Every engine has run by then, so that the capture comes first, and one launch."""
     with simulated(tiny) as pipe, Pipeline(tiny, "cpu") as cpu:
-        draw(pipe, num_inference_steps=1)
+        draw(pipe)
         device(pipe).log.clear()
         assert np.array_equal(draw(pipe, num_inference_steps=3), draw(cpu, num_inference_steps=3))
-        assert device(pipe).log == ["allocate", "pin", "pin", "capture", "launch", "wait"]
+        assert Counter(device(pipe).log)["denoiser"] == 3
+        assert "capture" not in device(pipe).log
+
+
+def test_a_plan_that_cannot_be_captured_runs_without_a_graph(tiny: Path) -> None:
+    with simulated(tiny) as pipe, Pipeline(tiny, "cpu") as cpu:
+        device(pipe).uncapturable.add("vae_decoder")
+        for seed in (1, 2):
+            assert np.array_equal(draw(pipe, seed=seed), draw(cpu, seed=seed))
+        assert Counter(device(pipe).log)["denoiser"] == 8
+        assert "capture" not in device(pipe).log
+        told = pipe(PROMPT, seed=3, num_inference_steps=STEPS, output_type="np", timings=True)
+        assert np.array_equal(told.images, draw(cpu))
+        assert device(pipe).graphs == 2 + 3 + STEPS, "copies, text encoders, prologue and steps"
+
+
+def test_where_time_is_limited_each_step_is_a_graph(tiny: Path) -> None:
+    """As under Windows, where what takes seconds is stopped: no graph lasts longer than a step."""
+    with simulated(tiny) as pipe, Pipeline(tiny, "cpu") as cpu:
+        device(pipe).has_time_limit = True
+        for seed in (1, 2, 3):
+            device(pipe).log.clear()
+            assert np.array_equal(draw(pipe, seed=seed), draw(cpu, seed=seed))
+        assert device(pipe).log == [*["launch"] * (1 + STEPS + 1), "wait"]
 
 
 def test_low_memory_keeps_one_phase(tiny: Path) -> None:
@@ -124,6 +163,7 @@ def memory_mb() -> float:
 @pytest.mark.parametrize(("pictures", "cycles"), [(20, 5), pytest.param(1000, 100, marks=pytest.mark.full)])
 def test_memory_stays_flat(tiny: Path, pictures: int, cycles: int) -> None:
     with simulated(tiny) as pipe:
+        draw(pipe, num_inference_steps=1)
         draw(pipe, num_inference_steps=1)
         before = len(device(pipe).live), len(device(pipe).pinned), device(pipe).graphs
         device(pipe).log.clear()

@@ -146,7 +146,7 @@ def test_a_callback_that_fails_leaves_the_pipeline_usable(pipeline: Pipeline) ->
 
 
 def test_numbers_of_steps_take_turns(pipeline: Pipeline) -> None:
-    """Buffers are kept for the last few numbers of steps; neither keeping nor dropping them shows in a picture."""
+    """Graphs are kept for the last few numbers of steps; neither keeping nor dropping them shows in a picture."""
     counts = range(1, _KEPT_RUNS + 3)
     first = {steps: draw(pipeline, num_inference_steps=steps) for steps in counts}
     assert len({picture.tobytes() for picture in first.values()}) == len(counts)

@@ -30,7 +30,7 @@ def draw(pipe: Pipeline, prompt: Any = PROMPT, **arguments: Any) -> NDArray[np.f
 
 
 def assert_equal_to_cpu(bundle: Path, steps: int = STEPS, **options: Any) -> None:
-    """Also on the second picture: the first one's run before the capture leaves everything in place."""
+    """Also on the second picture, which is captured, and the third, which is not."""
     with Pipeline(bundle, "cpu") as cpu, simulated(bundle, **options) as gpu:
         for prompt in (OTHER, [PROMPT, OTHER]):
             wanted, got = (draw(pipe, prompt, num_inference_steps=steps) for pipe in (cpu, gpu))

@@ -10,8 +10,9 @@ import numpy as np
 from koala_bundle.manifest import ComponentEntry, Manifest
 from koala_bundle.tensors import Component
 from koala_export.gate import Array, run_onnx
-from koala_runtime.executor import Executor, Run
+from koala_runtime.executor import Executor
 from koala_runtime.program import make_program
+from koala_runtime.run import Run
 
 
 def entries_for(manifest: Manifest, component: Component) -> list[ComponentEntry]:

@@ -39,15 +39,28 @@ class Engine(Protocol):
         It returns False if the engine refused.
         """
 
+    def can_capture(self) -> bool:
+        """Whether a graph may hold runs of this plan, once one has been enqueued without a graph."""
+
     def save_kernel_cache(self) -> None:
         """Persist kernels that runs have compiled for this GPU, for the next load and the next process."""
 
+    def park(self) -> bool:
+        """Free the weights, but keep the rest for ``unpark``, when no run is enqueued; False if that cannot be."""
+
+    def unpark(self) -> None:
+        """Load the weights again."""
+
     def close(self) -> None:
-        """Free the weights."""
+        """Free everything."""
 
 
 class Device(Protocol):
     """Memory, one stream, graphs. Every method raises DeviceError with the device's own reason."""
+
+    @property
+    def has_time_limit(self) -> bool:
+        """Whether the system stops work on this device that takes seconds, so that a picture needs several graphs."""
 
     def current(self) -> AbstractContextManager[None]:
         """Make this device the calling thread's while the context lasts."""

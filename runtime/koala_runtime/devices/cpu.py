@@ -23,6 +23,8 @@ VERSION: str = ort.__version__
 class CpuDevice(HostGraphs):
     """The processor: whatever is enqueued runs at once."""
 
+    has_time_limit = False
+
     def __init__(self) -> None:
         self._memory: dict[int, Array] = {}
 
@@ -135,8 +137,19 @@ class OrtEngine:
 
         return run
 
+    def can_capture(self) -> bool:
+        """Yes: graphs of the host run it again."""
+        return True
+
     def save_kernel_cache(self) -> None:
         """Nothing to keep."""
+
+    def park(self) -> bool:
+        """No."""
+        return False
+
+    def unpark(self) -> None:
+        """Never asked for."""
 
     def close(self) -> None:
         """Drop the session."""

@@ -20,6 +20,7 @@ from koala_runtime.devices.base import Array, Enqueue, Graph
 
 _SUCCESS, _OUT_OF_MEMORY, _CAPTURE_INVALIDATED = 0, 2, 901  # CUresult, from the driver API's cuda.h
 _NON_BLOCKING = 1  # CU_STREAM_NON_BLOCKING: does not wait for the legacy default stream
+_BLOCKING_SYNC, _DISABLE_TIMING = 1, 2  # CUevent_flags: whoever waits sleeps instead of keeping a core busy
 
 
 def open_driver() -> Any:
@@ -59,8 +60,9 @@ class CudaDevice:
     """A GPU and a stream of its own, in the primary context, which other libraries of the process use, too.
 
     ``device`` is the index of a visible GPU or its UUID. ``gpu`` describes it, ``stream`` is the stream's handle, and
-    ``capturing`` says whether what is enqueued goes into a graph. Raises TargetError if the GPU is not there, and
-    DeviceError.
+    ``capturing`` says whether what is enqueued goes into a graph, ``has_time_limit`` whether the system stops kernels
+    that run for long (Windows' watchdog; any system that draws its desktop with this GPU), ``has_pools`` whether memory
+    can be allocated in the order of the stream. Raises TargetError if the GPU is not there, and DeviceError.
     """
 
     def __init__(self, device: int | str = 0) -> None:
@@ -78,10 +80,14 @@ class CudaDevice:
         self.capturing, self.stream = False, 0
         self.gpu = described.gpu
         self._ordinal = self._do("cuDeviceGet", described.ordinal)
+        limit = self._cuda.CUdevice_attribute.CU_DEVICE_ATTRIBUTE_KERNEL_EXEC_TIMEOUT
+        self.has_time_limit = bool(self._do("cuDeviceGetAttribute", limit, self._ordinal))
         self._context: Any = self._do("cuDevicePrimaryCtxRetain", self._ordinal)
         try:
             with self.current():
+                self._done = self._own("cuEventDestroy", self._do("cuEventCreate", _BLOCKING_SYNC | _DISABLE_TIMING))
                 self.stream = self._own("cuStreamDestroy", self._do("cuStreamCreate", _NON_BLOCKING))
+                self.has_pools = self._try_pools()
         except BaseException:
             self.close()
             raise
@@ -179,8 +185,9 @@ class CudaDevice:
                     self._free("cuEventDestroy", event)
 
     def wait(self) -> None:
-        """Wait for the stream."""
-        self._do("cuStreamSynchronize", self.stream)
+        """Wait for the stream, asleep."""
+        self._do("cuEventRecord", self._done, self.stream)
+        self._do("cuEventSynchronize", self._done)
 
     def wait_stream(self, stream: int) -> None:
         """Let this stream wait for the caller's."""
@@ -203,6 +210,13 @@ class CudaDevice:
         self._context = None
         with suppress(DeviceError):
             self._do("cuDevicePrimaryCtxRelease", self._ordinal)
+
+    def _try_pools(self) -> bool:
+        """Try what the driver may refuse although it says that it has pools."""
+        status, address = self._cuda.cuMemAllocAsync(1, self.stream)
+        if int(status) == _SUCCESS:
+            self._free("cuMemFree", self._own("cuMemFree", address))  # takes memory of pools, too
+        return int(status) == _SUCCESS
 
     def _record(self, work: Sequence[Enqueue], *, last: bool = False) -> int | None:
         """Capture ``work`` and return the graph; None if a call invalidated it, unless this is the ``last`` try.
@@ -243,7 +257,7 @@ class CudaDevice:
     def _finish(self) -> None:
         """Wait for the stream; whatever went wrong there was reported, or will be."""
         with suppress(DeviceError):
-            self.wait()
+            self._do("cuStreamSynchronize", self.stream)
 
     def _own(self, free: str, handle: Any) -> int:
         """Note that ``free`` frees ``handle``, and return it as an integer."""

@@ -48,6 +48,7 @@ class SimulatedDevice:
 
     ``log`` lists what happened, in order. ``failures`` maps the name of a log entry to the error (in words) with which
     its next occurrence fails; one called ``sticky`` fails everything from then on, as a GPU does after a fault.
+    ``uncapturable`` names the components whose plans say that they cannot be captured.
     """
 
     def __init__(self, arena_bytes: int = ARENA_BYTES) -> None:
@@ -59,6 +60,8 @@ class SimulatedDevice:
         self.graphs = 0
         self.log: list[str] = []
         self.failures: dict[str, str] = {}
+        self.has_time_limit = False
+        self.uncapturable: set[str] = set()
         self._queue: list[_Operation] = []
         self._recording: _Graph | None = None
 
@@ -236,8 +239,19 @@ class SimulatedEngine:
 
         return enqueue
 
+    def can_capture(self) -> bool:
+        """Yes, unless a test says otherwise."""
+        return self._name not in self._device.uncapturable
+
     def save_kernel_cache(self) -> None:
         """Nothing to keep."""
+
+    def park(self) -> bool:
+        """No."""
+        return False
+
+    def unpark(self) -> None:
+        """Never asked for."""
 
     def close(self) -> None:
         """Drop the session."""

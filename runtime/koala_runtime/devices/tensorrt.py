@@ -19,6 +19,7 @@ from koala_bundle.files import write_atomic
 from koala_machine.tensorrt import make_logger
 from koala_runtime.devices.base import Tensor
 from koala_runtime.devices.cuda import CudaDevice
+from koala_runtime.devices.tensorrt_memory import make_allocator
 
 _log = logging.getLogger(__name__)
 
@@ -44,16 +45,21 @@ class KernelCache:
 class TensorRTEngine:
     """One deserialised plan with its context.
 
-    ``kernels`` are those that TensorRT-RTX compiled in earlier runs. Only for a process with a driver: without one the
-    libraries crash. Raises BundleError for a plan that is refused, DeviceError if there is too little memory for it.
+    ``kernels`` are those that TensorRT-RTX compiled in earlier runs. With ``parks``, where the library can, ``park``
+    keeps the context. Only for a process with a driver: without one the libraries crash. Raises BundleError for a plan
+    that is refused, DeviceError if there is too little memory for it.
     """
 
-    def __init__(self, trt: Any, path: Path, device: CudaDevice, kernels: KernelCache) -> None:
+    def __init__(self, trt: Any, path: Path, device: CudaDevice, kernels: KernelCache, *, parks: bool = False) -> None:
         self._device, self._path, self._kernels = device, path, kernels
         logger, self._errors = make_logger(trt)
-        runtime = trt.Runtime(logger)
-        # Mapped, not read: the library copies the weights to the GPU, and 1.4 GB of host memory would be for nothing.
-        engine: trt.ICudaEngine | None = runtime.deserialize_cuda_engine(np.memmap(path, np.uint8, "r"))
+        runtime: trt.Runtime = trt.Runtime(logger)
+        if not device.has_pools:
+            self._allocator = runtime.gpu_allocator = make_allocator(trt, device)
+        self._parks = False
+        if parks and hasattr(runtime, "defer_weights_loading"):
+            self._parks = runtime.defer_weights_loading = True
+        engine: trt.ICudaEngine | None = runtime.deserialize_cuda_engine(self._plan())
         if engine is None:
             raise self._refused()
         self._engine: trt.ICudaEngine = engine
@@ -74,6 +80,8 @@ class TensorRTEngine:
             raise self._refused()
         self._context: trt.IExecutionContext = context
         self._settings, self._activations = settings, 0  # the context refers to its settings
+        if self._parks:
+            self.unpark()
 
     @property
     def activation_bytes(self) -> int:
@@ -97,15 +105,37 @@ class TensorRTEngine:
 
         return enqueue
 
+    def can_capture(self) -> bool:
+        """Ask the library, which may find that a plan allocates or synchronises while it runs."""
+        if hasattr(self._context, "is_stream_capturable"):
+            return bool(self._context.is_stream_capturable(self._device.stream))
+        return True
+
     def save_kernel_cache(self) -> None:
         """Keep the kernels compiled so far, next to the plan; where that is not allowed, for this process."""
         if self._cache is not None:
             self._kernels.save(bytes(self._cache.serialize()))
 
+    def park(self) -> bool:
+        """Free the weights; the context stays with its kernels."""
+        if self._parks and hasattr(self._engine, "unload_weights"):
+            return bool(self._engine.unload_weights())
+        return False
+
+    def unpark(self) -> None:
+        """Load the weights. Raises as loading the plan does."""
+        self._errors.clear()
+        if hasattr(self._engine, "load_weights") and not self._engine.load_weights(self._plan()):
+            raise self._refused()
+
     def close(self) -> None:
         """Free the context, then the engine with its weights."""
         del self._context, self._settings, self._engine
         self._cache = None
+
+    def _plan(self) -> Any:
+        """Map the file: the library copies it to the GPU, and 1.4 GB of host memory would be for nothing."""
+        return np.memmap(self._path, np.uint8, "r")
 
     def _refused(self) -> BundleError | DeviceError:
         """Return the reason why the plan could not be loaded."""

@@ -42,7 +42,7 @@ def problems(source: str) -> list[str]:
             if parameters(str(node.value)) is None:
                 found.append(f"{node.value} does not exist")
         elif isinstance(node, ast.Attribute) and re.match(r"cu[A-Z]|CU", node.attr):
-            owners = (driver, driver.CUstreamCaptureMode)
+            owners = (driver, driver.CUstreamCaptureMode, driver.CUdevice_attribute)
             found += [f"{node.attr} does not exist"] * (not any(hasattr(owner, node.attr) for owner in owners))
     return found
 

@@ -25,9 +25,10 @@ from koala_runtime import Pipeline
 from koala_runtime.devices.base import Tensor
 from koala_runtime.devices.cpu import CpuDevice
 from koala_runtime.devices.cuda import CudaDevice
-from koala_runtime.executor import Executor, Run
+from koala_runtime.executor import Executor
 from koala_runtime.preflight import obstacle
 from koala_runtime.program import make_program
+from koala_runtime.run import Run
 from tests.support.judge import judge
 from tests.support.koala_tiny import requests, words
 
@@ -55,6 +56,15 @@ class TorchPlan:
     """A component in which every output depends on every input by way of a torch module; seeded by its name."""
 
     activation_bytes = 256
+
+    def can_capture(self) -> bool:
+        return True
+
+    def park(self) -> bool:
+        return False
+
+    def unpark(self) -> None:
+        raise AssertionError("it was not parked")
 
     def __init__(self, name: str, outputs: list[str], device: Any) -> None:
         self._outputs, self._device = outputs, device

@@ -22,16 +22,17 @@ def unchanged(on_null_driver: OnNullDriver, null_bundle: Path) -> Callable[[str]
 
 
 CUDA, TENSORRT = "koala_runtime.devices.cuda", "koala_runtime.devices.tensorrt"
-EXECUTOR, MACHINE = "koala_runtime.executor", "koala_machine.tensorrt"
+EXECUTOR, RUN, MACHINE = "koala_runtime.executor", "koala_runtime.run", "koala_machine.tensorrt"
 COPY_IN = "array.ctypes.data, array.nbytes, self.stream)\n\n    def copy_out"
 MISTAKES = {
     "no run before the capture": (
         "plain",
-        EXECUTOR,
-        "        return {call.component for call in calls} <= self._warm\n",
-        "        return True\n",
+        RUN,
+        "if key in self._seen else None",
+        "",
     ),
-    "no wait": ("plain", CUDA, '        self._do("cuStreamSynchronize", self.stream)', "        pass"),
+    "no wait": ("plain", CUDA, '        self._do("cuEventSynchronize", self._done)', "        pass"),
+    "a wait for what was before": ("plain", CUDA, '        self._do("cuEventRecord", self._done, self.stream)\n', ""),
     "a launch on another stream": ("plain", CUDA, '"cuGraphLaunch", graph, self.stream', '"cuGraphLaunch", graph, 0'),
     "a wait during capture": ("plain", CUDA, COPY_IN, COPY_IN.replace("\n\n", "\n        self.wait()\n\n", 1)),
     "memory allocated during capture": (
@@ -97,15 +98,15 @@ MISTAKES = {
     ),
     "a picture that is not waited for": (
         "plain",
-        EXECUTOR,
+        RUN,
         "first=True, last=True)\n            self.device.wait()",
         "first=True, last=True)",
     ),
     "graphs that are not kept": (
         "plain",
-        EXECUTOR,
-        "        return self._graphs[key]\n",
-        "        return self._graphs.pop(key)\n",
+        RUN,
+        "        return self._graphs.get(key)\n",
+        "        return self._graphs.pop(key, None)\n",
     ),
     "scratch memory that is not set": (
         "plain",
@@ -143,6 +144,25 @@ MISTAKES = {
         CUDA,
         "self._record(work) or self._record(work, last=True)",
         "self._record(work, last=True)",
+    ),
+    "weights that stay": ("low memory", TENSORRT, "bool(self._engine.unload_weights())", "True"),
+    "weights that are not loaded again": (
+        "low memory",
+        EXECUTOR,
+        "                self._parked[name].unpark()\n",
+        "",
+    ),
+    "parked plans that are forgotten": (
+        "low memory",
+        EXECUTOR,
+        "                while self._parked:\n",
+        "                while False:\n",
+    ),
+    "graphs on memory that was given up": (
+        "more and more steps",
+        "koala_runtime.pipeline",
+        "if not self.executor.has_room(program):",
+        "if False:",
     ),
     "a logger per plan": ("plain", MACHINE, "@cache\n", ""),
 }

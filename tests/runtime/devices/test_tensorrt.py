@@ -115,6 +115,8 @@ def path(tmp_path: Path) -> Path:
 class Device:
     """``fault`` is the device's own error, which waiting for it shows."""
 
+    has_pools = True
+
     def __init__(self, fault: DeviceError | None = None, capturing: bool = False) -> None:
         self.stream, self.capturing, self._fault = 55, capturing, fault
 

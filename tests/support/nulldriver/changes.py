@@ -17,7 +17,7 @@ from koala_bundle.errors import DeviceError, KoalaError
 from koala_runtime import Pipeline
 from koala_runtime.devices.cuda import CudaDevice
 from tests.support import nulldriver
-from tests.support.nulldriver import scenarios
+from tests.support.nulldriver import scenarios, stand_in
 from tests.support.nulldriver.scenarios import Seen
 
 
@@ -109,6 +109,34 @@ SINGLE: dict[str, Callable[[Path], list[str]]] = {
     "in use": release_in_use,
     "freed during capture": free_during_capture,
 }
+
+
+def draw_uncaptured(bundle: Path, component: str) -> Seen:
+    """Draw with a plan that says that it cannot be captured."""
+    stand_in.uncapturable.add(component)
+    try:
+        return scenarios.draw(bundle, "plain")
+    finally:
+        stand_in.uncapturable.clear()
+
+
+def loads_in_low_memory(bundle: Path) -> int:
+    """Return how many plans were loaded for two pictures."""
+    nulldriver.driver.reset()
+    load, loaded = stand_in.Runtime.deserialize_cuda_engine, []
+
+    def counted(self: stand_in.Runtime, plan: Any) -> Any:
+        loaded.append(plan.filename)
+        return load(self, plan)
+
+    stand_in.Runtime.deserialize_cuda_engine = counted  # type: ignore[method-assign]
+    try:
+        with Pipeline(bundle, "rtx", low_memory=True) as pipe:
+            for seed in (3, 4):
+                scenarios.plain(pipe, seed)
+    finally:
+        stand_in.Runtime.deserialize_cuda_engine = load  # type: ignore[method-assign]
+    return len(loaded)
 
 
 def open_device(device: int | str) -> str:

@@ -197,6 +197,18 @@ API int cuMemFree_v2(Address address) {
     return leave(release(address, DEVICE_MEMORY));
 }
 
+API int cuMemAllocAsync(Address *address, size_t size, void *stream) {
+    ENTER("cuMemAllocAsync", CONTEXT | UNSAFE);
+    (void)stream;
+    return leave(getenv("NULL_NO_POOLS") ? NOT_SUPPORTED : allocate(address, size, DEVICE_MEMORY));
+}
+
+API int cuMemFreeAsync(Address address, void *stream) { /* of memory that nothing enqueued uses */
+    ENTER("cuMemFreeAsync", CONTEXT | UNSAFE);
+    (void)stream;
+    return leave(release(address, DEVICE_MEMORY));
+}
+
 API int cuMemHostAlloc(void **memory, size_t size, unsigned flags) {
     ENTER("cuMemHostAlloc", CONTEXT | UNSAFE);
     return leave(flags ? INVALID_VALUE : allocate((Address *)memory, size, PINNED_MEMORY));
@@ -316,7 +328,8 @@ API int cuDeviceTotalMem_v2(size_t *bytes, int device) {
 
 API int cuDeviceGetAttribute(int *value, int attribute, int device) {
     ENTER("cuDeviceGetAttribute", ANYWHERE);
-    *value = attribute == 75 ? gpus[device].major : attribute == 76 ? gpus[device].minor : 0;
+    int limit = getenv("NULL_TIME_LIMIT") != NULL; /* CU_DEVICE_ATTRIBUTE_KERNEL_EXEC_TIMEOUT is 17 */
+    *value = attribute == 75 ? gpus[device].major : attribute == 76 ? gpus[device].minor : attribute == 17 ? limit : 0;
     return leave(OK);
 }
 
@@ -334,6 +347,7 @@ static const struct {
     {INVALID_HANDLE, "invalid resource handle"},
     {ILLEGAL_ADDRESS, "an illegal memory access was encountered"},
     {719, "unspecified launch failure"},
+    {NOT_SUPPORTED, "operation not supported"},
     {803, "system has unsupported display driver / cuda driver combination"},
     {CAPTURE_UNSUPPORTED, "operation not permitted when stream is capturing"},
     {CAPTURE_INVALIDATED, "operation failed due to a previous error during capture"},
@@ -366,7 +380,8 @@ API int cuGetProcAddress_v2(const char *name, void **function, int version, uint
 
 /* ---- for tests ---- */
 
-/* NULL_GPUS is "name,major.minor,bytes;..." and NULL_CUDA the version that the driver answers. */
+/* NULL_GPUS is "name,major.minor,bytes;..." and NULL_CUDA the version that the driver answers. NULL_TIME_LIMIT gives every
+ * GPU a watchdog, NULL_NO_POOLS refuses memory in the order of a stream; these two are read anew each time. */
 __attribute__((constructor)) static void start(void) {
     pthread_mutexattr_t attributes;
     pthread_mutexattr_init(&attributes);

@@ -47,6 +47,9 @@ def add_rtx_engines(bundle: Path, copy: Path) -> Path:
 # --- ways to draw
 
 
+SEEDS = (3, 4, 3)
+
+
 def plain(pipe: Pipeline, seed: int, **arguments: Any) -> Images:
     return np.asarray(pipe(PROMPT, seed=seed, **{"num_inference_steps": 1, "output_type": "np"} | arguments).images)
 
@@ -83,7 +86,19 @@ def after_a_stream(pipe: Pipeline, seed: int) -> Images:
 def many_steps(pipe: Pipeline, seed: int) -> Images:
     for count in range(2, koala_runtime.pipeline._KEPT_RUNS + 2):  # so that the first picture's memory is given up
         plain(pipe, seed, num_inference_steps=count)
+        plain(pipe, seed, num_inference_steps=count)
+    plain(pipe, seed)
     return plain(pipe, seed)
+
+
+def more_steps(pipe: Pipeline, seed: int) -> Images:
+    """What is captured for one number of steps is void when another takes more memory."""
+    plain(pipe, seed, num_inference_steps=1)
+    picture = plain(pipe, seed, num_inference_steps=1)
+    if seed == SEEDS[0]:
+        plain(pipe, seed, num_inference_steps=40)
+        picture = plain(pipe, seed, num_inference_steps=1)
+    return picture
 
 
 WAYS: dict[str, tuple[Callable[[Pipeline, int], Images], dict[str, Any]]] = {
@@ -95,8 +110,8 @@ WAYS: dict[str, tuple[Callable[[Pipeline, int], Images], dict[str, Any]]] = {
     "device output": (device_output, {}),
     "after a stream": (after_a_stream, {}),
     "many step counts": (many_steps, {}),
+    "more and more steps": (more_steps, {}),
 }
-SEEDS = (3, 4, 3)
 
 
 @dataclass

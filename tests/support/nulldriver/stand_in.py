@@ -28,6 +28,7 @@ DTYPES = {"tensor(float)": "float32", "tensor(int32)": "int32", "tensor(uint8)":
 driver: Any = None  # the null driver, set by install
 problems: list[str] = []  # misuse of this library, for tests
 loggers: set[Any] = set()
+uncapturable: set[str] = set()  # components whose plans say so
 _runs: dict[int, Any] = {}  # what was enqueued; a graph may run it again at any time
 _numbers = itertools.count(1)
 
@@ -88,24 +89,47 @@ class Cache:
         return b"kernels"
 
 
+class IGpuAllocator:
+    pass
+
+
 class Runtime:
+    """Memory for weights comes from the driver's pools, or from ``gpu_allocator``."""
+
+    defer_weights_loading = False
+    gpu_allocator: Any = None
+
     def __init__(self, logger: Any) -> None:
         loggers.add(logger)
         self._logger = logger
 
     def deserialize_cuda_engine(self, plan: np.memmap[Any, Any]) -> Engine | None:
-        address = ctypes.c_uint64()
-        path = Path(str(plan.filename))
-        if status := driver.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(weight_bytes(path))):
-            self._logger.log(ILogger.ERROR, _failure(status))
-            return None
-        return Engine(self._logger, path, address.value)
+        engine = Engine(self._logger, Path(str(plan.filename)), self.gpu_allocator)
+        return engine if self.defer_weights_loading or engine.load_weights(plan) else None
 
 
 class Engine:
-    def __init__(self, logger: Any, path: Path, weights: int) -> None:
-        self.logger, self.path, self.weights = logger, path, weights
+    def __init__(self, logger: Any, path: Path, allocator: Any) -> None:
+        self.logger, self.path, self._allocator, self.weights = logger, path, allocator, 0
         self.device_memory_size_v2 = activation_bytes(path)
+
+    def load_weights(self, plan: np.memmap[Any, Any]) -> bool:
+        if self.weights or Path(str(plan.filename)) != self.path:
+            problems.append("weights that are there, or another plan's")
+        size, address = weight_bytes(self.path), ctypes.c_uint64()
+        if self._allocator is not None:
+            self.weights = self._allocator.allocate_async(size, 256, 0, 0) or 0
+        elif status := driver.cuMemAllocAsync(ctypes.byref(address), ctypes.c_size_t(size), None):
+            self.logger.log(ILogger.ERROR, _failure(status))
+        else:
+            self.weights = address.value
+        return bool(self.weights)
+
+    def unload_weights(self) -> bool:
+        weights, self.weights = self.weights, 0
+        if self._allocator is not None:
+            return bool(self._allocator.deallocate_async(weights, 0))
+        return not driver.cuMemFreeAsync(ctypes.c_uint64(weights), None)
 
     def create_runtime_config(self) -> Settings:
         return Settings()
@@ -116,7 +140,8 @@ class Engine:
         return Context(self, runtime_config)
 
     def __del__(self) -> None:
-        driver.cuMemFree_v2(ctypes.c_uint64(self.weights))
+        if self.weights:
+            self.unload_weights()
 
 
 class Context:
@@ -134,6 +159,9 @@ class Context:
     def set_tensor_address(self, name: str, memory: int) -> bool:
         self._addresses[name] = memory
         return any(name == each.name for each in (*self._inputs, *self._outputs))
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        return self._engine.path.stem not in uncapturable
 
     def execute_async_v3(self, stream_handle: int) -> bool:
         if self._settings() is None or self._scratch[1] < self._engine.device_memory_size_v2:
@@ -196,5 +224,6 @@ def install(library: Any) -> None:
     module.__spec__ = ModuleSpec("tensorrt_rtx", None)  # so that it counts as installed
     module.__version__, module.ILogger, module.Runtime = VERSION, ILogger, Runtime
     module.ExecutionContextAllocationStrategy = types.SimpleNamespace(USER_MANAGED="USER_MANAGED")
+    module.IGpuAllocator = IGpuAllocator
     module.CudaGraphStrategy = types.SimpleNamespace(DISABLED="DISABLED")
     sys.modules["tensorrt_rtx"] = module

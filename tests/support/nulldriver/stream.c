@@ -14,6 +14,7 @@ struct Event {
     uint64_t place;        /* how many pieces of work that stream had had with it; 0: never recorded */
     struct Capture *capture;
     double milliseconds;
+    bool untimed;
 };
 
 struct Work {
@@ -252,9 +253,10 @@ API int cuLaunchHostFunc(void *stream, void (*function)(void *), void *data) {
 
 API int cuEventCreate(struct Event **made, unsigned flags) {
     ENTER("cuEventCreate", CONTEXT);
-    if (flags)
+    if (flags & ~3u) /* CU_EVENT_BLOCKING_SYNC, CU_EVENT_DISABLE_TIMING */
         return leave(INVALID_VALUE);
     *made = create(EVENT, sizeof **made);
+    (*made)->untimed = flags & 2;
     return leave(OK);
 }
 
@@ -304,10 +306,25 @@ API int cuStreamWaitEvent(void *handle, void *until, unsigned flags) {
     return leave(enqueue(stream, (struct Work){WAIT, .other = event->stream, .place = event->place}));
 }
 
+API int cuEventSynchronize(void *handle) {
+    ENTER("cuEventSynchronize", CONTEXT);
+    struct Event *event = object(handle, EVENT);
+    if (!event)
+        return leave(INVALID_HANDLE);
+    if (event->capture) { /* what is captured is never done */
+        event->capture->invalid = true;
+        return leave(CAPTURE_UNSUPPORTED);
+    }
+    if (event->stream)
+        run(event->stream, event->place);
+    return leave(event->object.context->fault);
+}
+
 API int cuEventElapsedTime_v2(float *milliseconds, void *first, void *second) {
     ENTER("cuEventElapsedTime", CONTEXT);
     struct Event *from = object(first, EVENT), *to = object(second, EVENT);
-    if (!from || !to || !from->stream || !to->stream || from->capture || to->capture)
+    if (!from || !to || !from->stream || !to->stream || from->capture || to->capture || from->untimed ||
+        to->untimed)
         return leave(INVALID_HANDLE);
     if (from->place > from->stream->done || to->place > to->stream->done)
         return leave(NOT_READY);
