@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import wraps
 from typing import Concatenate, ParamSpec, Protocol, TypeVar, cast
 
@@ -89,9 +90,14 @@ class Executor:
     def make_room(self, program: Program) -> None:
         """Give up the memory, with what graphs refer to, for as much as ``program`` takes."""
         self._release_memory()
-        self.block = self.device.allocate(program.nbytes)
-        for nbytes in (program.input_bytes, program.images.nbytes):
-            self._pinned.append(self.device.pin(nbytes))
+        try:
+            self.block = self.device.allocate(program.nbytes)
+            for nbytes in (program.input_bytes, program.images.nbytes):
+                self._pinned.append(self.device.pin(nbytes))
+        except DeviceError:
+            with suppress(DeviceError):  # the first error says more
+                self._release_memory()
+            raise
         self._block_bytes = program.nbytes
 
     @property

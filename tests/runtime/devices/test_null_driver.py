@@ -26,7 +26,10 @@ from tests.support.nulldriver import LAUNCH_FAILED, OUT_OF_MEMORY, changes, null
 from tests.support.nulldriver.scenarios import SEEDS, WAYS, Images, Outcome, Seen
 
 OnNullDriver = Callable[..., Any]
-FREES = ("cuMemFree", "cuMemFreeHost", "cuGraphDestroy", "cuGraphExecDestroy", "cuEventDestroy", "cuStreamDestroy")
+FREES = (
+    *("cuMemFree", "cuMemFreeAsync", "cuMemFreeHost", "cuGraphDestroy", "cuGraphExecDestroy", "cuEventDestroy"),
+    "cuStreamDestroy",
+)
 
 
 def on_cpu(bundle: Path) -> list[Images]:
@@ -109,16 +112,9 @@ def check(outcome: Outcome, status: int, sticky: bool) -> None:
 FUNCTIONS = (
     *("cuDriverGetVersion", "cuInit", "cuDeviceGetCount", "cuDeviceGet", "cuDeviceGetName", "cuDeviceGetAttribute"),
     *("cuDeviceTotalMem", "cuDevicePrimaryCtxRetain", "cuCtxPushCurrent", "cuCtxPopCurrent", "cuStreamCreate"),
-    *("cuMemGetInfo", "cuMemAlloc", "cuMemAllocAsync", "cuEventCreate", "cuEventRecord"),
-    *(
-        "cuEventSynchronize",
-        "cuEventDestroy",
-        "cuMemAlloc",
-        "cuMemHostAlloc",
-        "cuMemcpyHtoDAsync",
-        "cuMemcpyDtoHAsync",
-        "cuLaunchHostFunc",
-    ),
+    *("cuMemGetInfo", "cuMemAlloc", "cuMemAllocAsync", "cuMemFreeAsync", "cuMemHostAlloc", "cuEventCreate"),
+    *("cuEventRecord", "cuEventSynchronize", "cuEventDestroy", "cuMemcpyHtoDAsync", "cuMemcpyDtoHAsync"),
+    "cuLaunchHostFunc",
     *("cuStreamSynchronize", "cuStreamBeginCapture", "cuStreamEndCapture", "cuGraphInstantiate", "cuGraphUpload"),
     *("cuGraphDestroy", "cuGraphLaunch", "cuGraphExecDestroy", "cuMemFreeHost", "cuMemFree", "cuStreamDestroy"),
     "cuDevicePrimaryCtxRelease",
