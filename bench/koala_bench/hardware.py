@@ -18,9 +18,9 @@ from koala_machine.driver import query_driver
 _PACKAGES = ("koala-trt", "numpy", "onnxruntime", "torch", "diffusers", "transformers", "tensorrt", "tensorrt-rtx-cu13")
 
 
-def describe_machine() -> Machine:
+def describe_machine(device: int | str = 0) -> Machine:
     """Return this machine's hardware and versions; GPU clocks are those that nvidia-smi reports."""
-    driver = query_driver()
+    driver = query_driver(device=device)
     clocks = None
     if shutil.which("nvidia-smi"):
         query = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.mem,driver_version", "--format=csv,noheader"]
@@ -37,25 +37,26 @@ def describe_machine() -> Machine:
     )
 
 
-def measure_peak() -> Peak:
+def measure_peak(device: int | str = 0) -> Peak:
     """Measure a large matrix product and a large copy, the best of several; float16 on a GPU, else float32."""
     import torch
 
     gpu = torch.cuda.is_available()
-    device, dtype, size = ("cuda", torch.float16, 8192) if gpu else ("cpu", torch.float32, 2048)
-    matrix = torch.randn(size, size, device=device, dtype=dtype)
-    source = torch.zeros(1 << 28 if gpu else 1 << 26, device=device, dtype=torch.uint8)
+    where = f"cuda:{query_driver(device=device).ordinal}" if gpu else "cpu"
+    dtype, size = (torch.float16, 8192) if gpu else (torch.float32, 2048)
+    matrix = torch.randn(size, size, device=where, dtype=dtype)
+    source = torch.zeros(1 << 28 if gpu else 1 << 26, device=where, dtype=torch.uint8)
     target = torch.empty_like(source)
 
     def best(operation: Callable[[], object], times: int = 7) -> float:
         least = float("inf")
         for _ in range(times):
             if gpu:
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(where)
             started = time.perf_counter()
             operation()
             if gpu:
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(where)
             least = min(least, time.perf_counter() - started)
         return least
 

@@ -28,14 +28,16 @@ class _CrashError(Exception):
 
 
 class _Process:
-    """The process of one backend, run by the interpreter ``python``."""
+    """The process of one backend, run by the interpreter ``python``. ``gpu``: UUID of the only GPU that it sees."""
 
-    def __init__(self, name: str, workload: Workload, python: str, *words: str) -> None:
+    def __init__(self, name: str, workload: Workload, python: str, gpu: str | None, *words: str) -> None:
         command = [python, "-m", "koala_bench.worker", name, json.dumps(asdict(workload)), *words]
         self._started = time.perf_counter()
         pipe = subprocess.PIPE
         # Installed packages come with bytecode; without this, an editable install would be compiled at every start.
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+        if gpu:
+            environment["CUDA_VISIBLE_DEVICES"] = gpu
         self._process = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=pipe, encoding="utf-8", errors="replace", env=environment
         )
@@ -109,11 +111,11 @@ class BackendProcesses:
     """The processes of all backends, and what they have measured so far, by the backend's name.
 
     ``cold`` and ``warm`` are seconds of starts and runs, ``pictures`` are the first of each, ``finished`` has the
-    answers to ``finish``, and ``crashed`` says why a backend has crashed.
+    answers to ``finish``, and ``crashed`` says why a backend has crashed. ``gpu`` is the UUID of the GPU that they use.
     """
 
-    def __init__(self, workload: Workload, pythons: Mapping[str, str], report: Report) -> None:
-        self._workload, self._pythons, self._report = workload, pythons, report
+    def __init__(self, workload: Workload, pythons: Mapping[str, str], report: Report, gpu: str | None) -> None:
+        self._workload, self._pythons, self._report, self._gpu = workload, pythons, report, gpu
         self._running: dict[str, _Process] = {}
         self.pictures: dict[str, Pixels] = {}
         self.cold: dict[str, list[float]] = {}
@@ -164,7 +166,7 @@ class BackendProcesses:
     @contextmanager
     def _open(self, name: str, *words: str) -> Iterator[_Process]:
         python = self._pythons.get(name, sys.executable)
-        self._running[name] = _Process(name, self._workload, python, *words)
+        self._running[name] = _Process(name, self._workload, python, self._gpu, *words)
         with self._record_crash(name):
             yield self._running[name]
 

@@ -24,6 +24,7 @@ from koala_bench.results import SCHEMA_VERSION, Measurement, Peak, Results
 from koala_bundle.errors import ArgumentError, KoalaError
 from koala_bundle.manifest import Manifest, read_manifest
 from koala_bundle.progress import Report, no_report
+from koala_machine.driver import find_gpu, query_uuid
 from koala_verify.pixels import Pixels, psnr
 
 
@@ -33,7 +34,8 @@ class BenchOptions:
 
     With ``reference``, diffusers draws in float32 once, as the reference for PSNR. ``alone`` loads one backend at a
     time, for machines whose memory does not hold all of them. ``pythons`` gives other interpreters, by backend.
-    ``random_weights``: the source is a preset, whose shape gets random weights.
+    ``random_weights``: the source is a preset, whose shape gets random weights. ``device`` is the index or UUID of
+    the GPU, None for the first; the backends see no other.
     """
 
     names: tuple[str, ...] | None = None
@@ -46,6 +48,7 @@ class BenchOptions:
     alone: bool = False
     random_weights: bool = False
     pythons: Mapping[str, str] = field(default_factory=dict)
+    device: int | str | None = None
 
 
 def run(
@@ -62,18 +65,21 @@ def run(
     manifest = read_manifest(bundle)
     if options.rounds < 2:
         raise ArgumentError("rounds", expected="2 or more", found=str(options.rounds), fix="pass 10 for a first look")
+    if options.device is not None:
+        find_gpu(options.device)
+    device = options.device or 0
     if options.random_weights:
         source = str(_random_checkpoint(source, manifest.profile.precision, scratch, report))
     workload = _workload(bundle, manifest, source, options, scratch)
     names, not_measured = _select(bundle, options)
     report("measuring the peak rates of this machine")
-    peaks = [measure_peak()]
-    processes = BackendProcesses(workload, options.pythons, report)
+    peaks = [measure_peak(device)]
+    processes = BackendProcesses(workload, options.pythons, report, query_uuid(device=device))
     try:
         _measure(processes, names, options)
     finally:
         processes.kill()
-    peaks.append(measure_peak())
+    peaks.append(measure_peak(device))
     not_measured |= processes.crashed
     if not processes.finished:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in not_measured.items())
@@ -82,7 +88,7 @@ def run(
     return Results(
         schema_version=SCHEMA_VERSION,
         command=tuple(sys.argv),
-        machine=describe_machine(),
+        machine=describe_machine(device),
         peak=peak,
         flops=picture_flops(manifest, workload.steps),
         roofline_seconds=roofline_seconds(manifest, workload.steps, peak),
@@ -112,7 +118,7 @@ def _workload(bundle: Path, manifest: Manifest, source: str, options: BenchOptio
 
 def _select(bundle: Path, options: BenchOptions) -> tuple[list[str], dict[str, str]]:
     """Return the backends to measure, and a reason for each one that cannot run here. Refuses unknown names."""
-    problems = backend_problems(bundle, options.pythons)
+    problems = backend_problems(bundle, options.pythons, options.device or 0)
     chosen = list(problems) if options.names is None else list(options.names)
     for name in chosen:
         if ":" not in name:

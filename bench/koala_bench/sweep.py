@@ -52,23 +52,24 @@ def sweep(
             if kind == "steps":
                 results.append(run(bundle, source, replace(options, steps=value), report, scratch))
                 continue
-            variant = _variant(kind, value, bundle, source, options.random_weights, scratch, report)
+            variant = _variant(kind, value, bundle, source, options, scratch, report)
             results.append(run(variant, source, options, report, scratch))
         return Sweep(SCHEMA_VERSION, kind, tuple(values), tuple(results))
 
 
 def _variant(
-    kind: str, value: int, bundle: Path, source: str, random_weights: bool, scratch: Path, report: Report
+    kind: str, value: int, bundle: Path, source: str, bench: BenchOptions, scratch: Path, report: Report
 ) -> Path:
     """Export a copy of ``bundle`` with another batch or size, build engines for the same targets, return its path."""
     from koala_engines.build import build_engines
+    from koala_engines.options import BuildOptions
     from koala_export.exporter import export_bundle, options_of
 
-    options = replace(options_of(read_manifest(bundle)), random_weights=random_weights, gate=False)
+    options = replace(options_of(read_manifest(bundle)), random_weights=bench.random_weights, gate=False)
     wanted = replace(options, batch=value) if kind == "batch" else replace(options, height=value, width=value)
     path = scratch / f"{kind}-{value}"
     export_bundle(source, path, wanted, report)
     for target in TARGETS:
         if engine_variants(bundle, target):
-            build_engines(path, target, report=report)
+            build_engines(path, target, BuildOptions(device=bench.device), report)
     return path

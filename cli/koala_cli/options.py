@@ -49,6 +49,9 @@ _TARGET_NAMES = tuple(target.name for target in TARGETS)
 RunTarget: TypeAlias = Annotated[
     str | None, choice(_TARGET_NAMES, "Engines to run. Default: the best available.", hidden=(SIMULATED.name,))
 ]
+Device: TypeAlias = Annotated[
+    str | None, option("The GPU: its index or UUID, as nvidia-smi -L shows it. Default: the first.", metavar="<GPU>")
+]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 Source: TypeAlias = Annotated[

@@ -34,6 +34,7 @@ from koala_engines.compiler import Compiler, Measure
 from koala_engines.opening import open_compiler
 from koala_engines.options import BuildOptions
 from koala_engines.tuning import TUNED, fastest
+from koala_machine.driver import current_gpu
 
 
 @dataclass
@@ -96,9 +97,9 @@ def build_engines(
 ) -> bool:
     """Build the plans of ``bundle`` for ``target`` that are missing or out of date; return False if none is.
 
-    ``measure`` times a plan on this machine's GPU, for ``options.tune``. Other sets of plans of the same target, for
-    other GPUs, are left alone. Raises InputError for what the caller can fix and BuildError if the compiler refuses a
-    component.
+    ``measure`` times a plan on the GPU ``options.device``, for ``options.tune``. Other sets of plans of the target, for
+    other GPUs, are left alone. Raises InputError for what the caller can fix and BuildError if the compiler refuses
+    a component.
     """
     options = options or BuildOptions()
     compiler = open_compiler(target, options)
@@ -122,7 +123,8 @@ def build_engines(
         digest = hashlib.sha256(json.dumps(to_json(key), sort_keys=True).encode()).hexdigest()
         staging = Staging(build.folder, digest)
         try:
-            _write(build, staging)
+            with current_gpu(options.device if target.built_on_its_gpu else None):
+                _write(build, staging)
         except (KoalaError, OSError):
             staging.discard()
             raise

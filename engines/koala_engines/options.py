@@ -11,10 +11,12 @@ class BuildOptions:
 
     ``optimization_level`` is 0 to 5, None for TensorRT's own default. ``strict``: a fusion or float16 that got lost is
     an error instead of a warning. ``tune``, if not 0, searches longest (level 5, tiling), builds the denoiser and the
-    VAE decoder that many times and keeps the fastest build of each; what compiles for no GPU ignores it.
+    VAE decoder that many times and keeps the fastest build of each; what compiles for no GPU ignores it. ``device`` is
+    the index or UUID of the GPU to build on and for; None takes the first.
     """
 
     compute_capabilities: tuple[str, ...] = ()
     optimization_level: int | None = None
     strict: bool = False
     tune: int = 0
+    device: int | str | None = None

@@ -45,7 +45,8 @@ class RtxCompiler(TrtBuilder):
                 found=", ".join(wanted),
                 fix=f"build {TURING} in one run and the others in another; the bundle keeps both",
             )
-        gpu = query_driver().gpu
+        driver = query_driver(device=options.device or 0)
+        gpu = driver.gpu
         if not wanted:
             wanted = (TURING,) if gpu is not None and gpu.compute_capability == TURING else RTX_PORTABLE
         self._capabilities = tuple(sorted(wanted, key=float))
@@ -54,7 +55,7 @@ class RtxCompiler(TrtBuilder):
             raise ArgumentError(
                 "tune",
                 expected="an RTX GPU, on which the builds are timed",
-                found=str(gpu or query_driver().problem),
+                found=str(gpu or driver.problem),
                 fix="build on a machine that has one, or leave out tune",
             )
 

@@ -38,7 +38,7 @@ class TensorRTCompiler(TrtBuilder):
                 found=self.version,
                 fix=f"install it with {install_command(TENSORRT)}",
             )
-        driver = query_driver()
+        driver = query_driver(device=options.device or 0)
         if driver.gpu is None:
             raise TargetError(
                 f"target {TENSORRT}",

@@ -105,7 +105,7 @@ class TrtBuilder:
         try:
             return self._trt.Builder(logger)
         except TypeError as error:
-            check_driver(self.target, query_driver())
+            check_driver(self.target, query_driver(device=self._options.device or 0))
             raise TargetError(
                 f"target {self.target}",
                 expected=f"a builder of {self.target.library} {self.version}",

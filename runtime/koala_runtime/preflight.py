@@ -13,9 +13,9 @@ from koala_machine.support import check_driver, check_gpu, install_command
 from koala_machine.tensorrt import make_logger, open_tensorrt
 
 
-def obstacle(target: Target) -> str | None:
-    """Return why this machine cannot run plans of ``target``, in words; None if it can."""
-    driver = query_driver()
+def obstacle(target: Target, device: int | str = 0) -> str | None:
+    """Return why this machine cannot run plans of ``target`` on the GPU ``device``, in words; None if it can."""
+    driver = query_driver(device=device)
     try:
         check_machine(target, driver)
         if target.needs_gpu:

@@ -23,7 +23,7 @@ from koala_bundle.errors import ArgumentError, TargetError
 from koala_bundle.files import file_entry, restore
 from koala_bundle.manifest import MANIFEST, TOKENIZERS, Manifest, read_manifest
 from koala_bundle.targets import CPU, TARGETS, Target, find_target
-from koala_machine.driver import Driver, query_driver
+from koala_machine.driver import Driver, find_gpu, query_driver
 from koala_runtime.budget import budget
 from koala_runtime.preflight import check_hardware, check_machine, check_plan
 
@@ -77,8 +77,8 @@ def open_engines(
 ) -> EngineSet:
     """Return the engines for ``target``, or for the best target that the bundle has and this machine can run.
 
-    ``device`` is the index or UUID of a GPU; None takes the first. Files whose digest was checked before and that have
-    not changed since are not read again, unless ``verify``.
+    ``device`` is the index or UUID of a GPU, which is then not replaced by the processor; None takes the first. Files
+    whose digest was checked before and that have not changed since are not read again, unless ``verify``.
 
     Raises ArgumentError for an unknown target, BundleError for missing or damaged files and TargetError for engines
     that cannot be used.
@@ -86,16 +86,12 @@ def open_engines(
     restore(path)
     restore_engines(path)
     manifest = read_manifest(path)
-    driver = query_driver(device=device or 0)
-    if target:
-        chosen = find_target(target, simulated=True)
-        variant, record = _engines_for(path, chosen, driver)
+    wanted = find_target(target, simulated=True) if target else None
+    driver = query_driver() if device is None else _driver_of(device, path, wanted)
+    if wanted:
+        chosen, (variant, record) = wanted, _engines_for(path, wanted, driver)
     else:
-        chosen, variant, record = _best(path, manifest, driver)
-    if device is not None and not chosen.needs_gpu:
-        raise ArgumentError(
-            "device", expected=f"None, because {chosen} runs on the processor", found=repr(device), fix="leave it out"
-        )
+        chosen, variant, record = _best(path, manifest, driver, gpus_only=device is not None)
     rebuild = _rebuild(path, chosen, variant)
     if record.onnx_digests() != manifest.onnx_digests():
         raise TargetError(
@@ -111,11 +107,22 @@ def open_engines(
     return EngineSet(path, file_entry(path / MANIFEST).sha256, manifest, chosen, variant, record, device)
 
 
-def _best(path: Path, manifest: Manifest, driver: Driver) -> tuple[Target, str, EngineRecord]:
+def _driver_of(device: int | str, path: Path, wanted: Target | None) -> Driver:
+    """Return what the driver says of a GPU that was asked for. Raises ArgumentError where no GPU is to be used."""
+    there = (target for target in TARGETS if target.needs_gpu and engine_variants(path, target))
+    target = wanted or next(there, CPU)
+    if not target.needs_gpu:
+        raise ArgumentError(
+            "device", expected=f"None, because {target} runs on the processor", found=repr(device), fix="leave it out"
+        )
+    return find_gpu(device)
+
+
+def _best(path: Path, manifest: Manifest, driver: Driver, *, gpus_only: bool) -> tuple[Target, str, EngineRecord]:
     """Return the first target whose engines this machine can run, and log why it is not a better one."""
     skipped: list[TargetError] = []
     for target in TARGETS:
-        if not engine_variants(path, target):
+        if not engine_variants(path, target) or (gpus_only and not target.needs_gpu):
             continue
         try:
             variant, record = _engines_for(path, target, driver)

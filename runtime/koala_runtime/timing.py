@@ -18,20 +18,20 @@ from koala_runtime.devices.base import Array, Device, Engine, Tensor
 _WARM_UP, _RUNS = 3, 20
 
 
-def time_plan(target: Target, entry: ComponentEntry, plan: Path) -> float:
-    """Return the median seconds of a run of a GPU target's plan on the first GPU; a ``koala_engines`` Measure.
+def time_plan(target: Target, entry: ComponentEntry, plan: Path, device: int | str = 0) -> float:
+    """Return the median seconds of a run of a GPU target's plan on the GPU ``device``; a ``koala_engines`` Measure.
 
     Raises TargetError without a GPU or the library, DeviceError if the GPU fails.
     """
     from koala_runtime.devices.cuda import CudaDevice
     from koala_runtime.devices.tensorrt import KernelCache, TensorRTEngine
 
-    module, device = open_tensorrt(target), CudaDevice()
+    module, gpu = open_tensorrt(target), CudaDevice(device)
     try:
         kernels = KernelCache(plan.with_suffix(".kernels"))
-        return seconds_of_a_run(device, lambda: TensorRTEngine(module, plan, device, kernels), entry, target.half)
+        return seconds_of_a_run(gpu, lambda: TensorRTEngine(module, plan, gpu, kernels), entry, target.half)
     finally:
-        device.close()
+        gpu.close()
 
 
 def seconds_of_a_run(device: Device, load: Callable[[], Engine], entry: ComponentEntry, half: str) -> float:

@@ -16,7 +16,7 @@ from koala_bundle.targets import CPU, RTX, TENSORRT
 from koala_engines.build import build_engines
 from koala_machine.support import TURING
 from koala_runtime.selection import open_engines
-from tests.support.fleet import CUDA_12, GB, Compiled, Machine, be, make_bundle
+from tests.support.fleet import CUDA_12, GB, UUIDS, Compiled, Machine, be, make_bundle
 
 RTX_3060_TI = ("NVIDIA GeForce RTX 3060 Ti", "8.6", 8 * GB)
 RTX_2080_TI = ("NVIDIA GeForce RTX 2080 Ti", "7.5", 11 * GB)
@@ -216,6 +216,26 @@ def test_a_device_is_for_a_gpu(fleet: Path, monkeypatch: pytest.MonkeyPatch) -> 
     be(TWO_GPUS, monkeypatch)
     with pytest.raises(ArgumentError, match=r"^device: expected None, because cpu runs on the processor, found 1"):
         open_engines(fleet, "cpu", 1)
+
+
+def test_a_device_is_not_replaced_by_the_processor(
+    fleet: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    be(TWO_GPUS, monkeypatch)
+    assert open_engines(fleet, device=UUIDS[1]).variant == DATA_CENTRE
+    for target in (None, "rtx"):
+        with pytest.raises(
+            TargetError, match=r"^device 2: expected an NVIDIA GPU, found 2 in all, numbered from 0; pass"
+        ):
+            open_engines(fleet, target, 2)
+    be(Machine((GTX_1080,)), monkeypatch)
+    assert open_engines(fleet).target == CPU
+    with pytest.raises(TargetError, match=r"^target tensorrt: expected a GPU of compute capability 7\.5 or newer"):
+        open_engines(fleet, device=0)
+    Compiled(monkeypatch)
+    build_engines(make_bundle(tmp_path / "cpu only"), CPU)
+    with pytest.raises(ArgumentError, match=r"^device: expected None, because cpu runs on the processor, found 0"):
+        open_engines(tmp_path / "cpu only", device=0)
 
 
 def test_opening_reads_each_file_once(fleet: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

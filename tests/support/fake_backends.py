@@ -87,3 +87,11 @@ class PerStep(Quick):
     def __init__(self, workload: Workload) -> None:
         super().__init__(workload)
         self.delay = DELAY * workload.steps
+
+
+class Seeing(Quick):
+    """Writes down which GPUs it sees."""
+
+    def __init__(self, workload: Workload) -> None:
+        super().__init__(workload)
+        Path(os.environ["KOALA_TEST_SEEN"]).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))

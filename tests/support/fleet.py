@@ -31,6 +31,7 @@ from koala_machine.driver import Driver
 GB = 10**9
 CUDA_13 = ("tensorrt-cu13", "tensorrt-rtx-cu13", "onnxruntime")
 CUDA_12 = ("tensorrt-cu12", "tensorrt-rtx-cu12", "onnxruntime")
+UUIDS = ("GPU-10101010-aaaa", "GPU-20202020-bbbb")
 VERSIONS = {"tensorrt": "11.4.0.106", "tensorrt_rtx": "1.7.1.116"}
 
 
@@ -44,11 +45,18 @@ class Machine:
 
     def query_driver(self, library: str | None = None, *, device: int | str = 0) -> Driver:
         """What the driver of this machine answers."""
-        assert isinstance(device, int)
-        if self.cuda is None or device >= len(self.gpus):
-            return Driver(self.cuda, None, 0, "no NVIDIA driver (libcuda.so.1 cannot be loaded)")
-        name, capability, memory = self.gpus[device]
-        return Driver(self.cuda, GPU(name, capability), memory, None, device)
+        if self.cuda is None:
+            return Driver(None, None, 0, "no NVIDIA driver (libcuda.so.1 cannot be loaded)")
+        index = UUIDS.index(device) if device in UUIDS else int(device)
+        if index >= len(self.gpus):
+            return Driver(self.cuda, None, 0, f"{len(self.gpus)} in all, numbered from 0")
+        name, capability, memory = self.gpus[index]
+        return Driver(self.cuda, GPU(name, capability), memory, None, index)
+
+    def query_uuid(self, library: str | None = None, *, device: int | str = 0) -> str | None:
+        """The UUID of a GPU of this machine."""
+        driver = self.query_driver(device=device)
+        return UUIDS[driver.ordinal] if driver.gpu else None
 
     def distribution(self, name: str) -> str:
         """Stand in for importlib.metadata's."""
@@ -60,8 +68,9 @@ class Machine:
 def be(machine: Machine, patch: pytest.MonkeyPatch) -> None:
     """Make this process see ``machine``, and modules in the place of TensorRT's libraries."""
     for name, module in [*sys.modules.items()]:
-        if name.startswith("koala_") and hasattr(module, "query_driver"):
-            patch.setattr(module, "query_driver", machine.query_driver)
+        for function in ("query_driver", "query_uuid"):
+            if name.startswith("koala_") and hasattr(module, function):
+                patch.setattr(module, function, getattr(machine, function))
     patch.setattr(koala_machine.support, "distribution", machine.distribution)
     for name, version in VERSIONS.items():
         module = ModuleType(name)

@@ -164,6 +164,8 @@ CASES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
     "output folder": (nothing, ("run", "{tmp}/bundle", "a cat", "--output", "{tmp}/gallery/cat.png")),
     "output ending": (nothing, ("run", "{tmp}/bundle", "a cat", "--output", "{tmp}/cat.doc")),
     "unknown run target": (nothing, (*RUN, "--target", "metal")),
+    "device of a processor": (nothing, (*RUN, "--device", "1")),
+    "device that is not there": (nothing, ("engines", "{tmp}/bundle", "--device", "GPU-8f3c")),
 }
 
 

@@ -32,19 +32,24 @@ PROMPTS = (
 
 
 def verify(
-    bundle: Path, source: str, target: str | None = None, seeds: int = 1, report: Report = no_report
+    bundle: Path,
+    source: str,
+    target: str | None = None,
+    seeds: int = 1,
+    report: Report = no_report,
+    device: int | str | None = None,
 ) -> Verification:
     """Compare ``bundle`` with the checkpoint ``source`` that it was exported from.
 
-    ``target`` names the engines; None takes the best that run here. Draws ``seeds`` pictures of each prompt.
-    Differences are in the result. Raises InputError for wrong arguments.
+    ``target`` names the engines; None takes the best that run here. ``device`` is the index or UUID of a GPU. Draws
+    ``seeds`` pictures of each prompt. Differences are in the result. Raises InputError for wrong arguments.
     """
     manifest = read_manifest(bundle)
     checkpoint = open_checkpoint(source, manifest)
     if seeds < 1:
         raise ArgumentError("seeds", expected="1 or more", found=str(seeds), fix="pass a number of pictures")
     precision = manifest.profile.precision
-    with Pipeline(bundle, target) as pipe:
+    with Pipeline(bundle, target, device=device) as pipe:
         outputs: list[OutputComparison] = []
         for component in components(manifest.spec, manifest.profile):
             report(f"{component.name}: PyTorch, ONNX and {pipe.target}")

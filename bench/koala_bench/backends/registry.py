@@ -50,8 +50,10 @@ def find_backend(name: str) -> Any:
     return getattr(importlib.import_module(module), attribute)
 
 
-def backend_problems(bundle: Path, with_own_python: Collection[str] = ()) -> dict[str, str | None]:
-    """Return every backend's name with the reason why it cannot run here; None if it can.
+def backend_problems(
+    bundle: Path, with_own_python: Collection[str] = (), device: int | str = 0
+) -> dict[str, str | None]:
+    """Return every backend's name with the reason why it cannot run on the GPU ``device``; None if it can.
 
     Those in ``with_own_python`` run in another Python environment, which is not examined.
     """
@@ -64,11 +66,11 @@ def backend_problems(bundle: Path, with_own_python: Collection[str] = ()) -> dic
     for name, provider in PROVIDERS.items():
         reasons[f"onnxruntime:{name}"] = None if provider in present else f"this ONNX Runtime has no {provider}"
     for target in TARGETS:
-        reasons[f"koala:{target}"] = _target_problem(bundle, target)
+        reasons[f"koala:{target}"] = _target_problem(bundle, target, device)
     return reasons | dict.fromkeys(with_own_python)
 
 
-def _target_problem(bundle: Path, target: Target) -> str | None:
-    if reason := obstacle(target):
+def _target_problem(bundle: Path, target: Target, device: int | str) -> str | None:
+    if reason := obstacle(target, device):
         return reason
     return None if engine_variants(bundle, target) else "the bundle has no engines for it"

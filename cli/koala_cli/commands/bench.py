@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from koala_bundle.codec import to_json
 from koala_bundle.errors import ArgumentError
 from koala_cli.extras import quiet_libraries, require_packages
-from koala_cli.options import AsJson, Bundle, OriginalSource, option
+from koala_cli.options import AsJson, Bundle, Device, OriginalSource, option
 from koala_cli.screen import note, reported_lines, say, say_figures, say_json
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ def bench(
             metavar="<NAME>",
         ),
     ] = None,
+    device: Device = None,
     rounds: Annotated[int, option("Warm runs of each backend. Default: 20.")] = 20,
     steps: Annotated[int | None, option("Denoising steps. Default: the bundle's own.")] = None,
     guidance_scale: Annotated[float | None, option("Default: the bundle's own.")] = None,
@@ -76,6 +77,7 @@ def bench(
         alone=alone,
         random_weights=random_weights,
         pythons=_pythons(python or ()),
+        device=device,
     )
     results, swept, written = None, [], []
     with reported_lines() as report:

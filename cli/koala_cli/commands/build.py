@@ -12,6 +12,7 @@ from koala_cli.options import (
     ComputeCapabilities,
     DefaultGuidance,
     DefaultSteps,
+    Device,
     Gate,
     Height,
     OptimizationLevel,
@@ -43,6 +44,7 @@ def build(
     compute_capability: ComputeCapabilities = None,
     optimization_level: OptimizationLevel = None,
     strict: Strict = False,
+    device: Device = None,
 ) -> None:
     """Export a checkpoint and build its engines.
 
@@ -64,4 +66,4 @@ def build(
         gate=gate,
         without=tuple(without or ()),
     )
-    build_for_targets(bundle, target, compute_capability, optimization_level, strict)
+    build_for_targets(bundle, target, compute_capability, optimization_level, strict, device=device)

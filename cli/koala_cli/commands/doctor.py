@@ -7,9 +7,9 @@ import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from koala_cli.options import AsJson
+from koala_cli.options import AsJson, Device
 from koala_cli.screen import megabytes, say_json, stdout, table
-from koala_machine.driver import query_driver
+from koala_machine.driver import Driver, find_gpu, query_driver
 
 _PACKAGES = (
     *("koala-trt", "numpy", "onnxruntime", "tokenizers", "pillow", "torch", "diffusers", "transformers", "onnx"),
@@ -18,15 +18,16 @@ _PACKAGES = (
 _EXPORT_NEEDS = ("torch", "diffusers", "transformers", "onnx")
 
 
-def doctor(as_json: AsJson = False) -> None:
+def doctor(device: Device = None, as_json: AsJson = False) -> None:
     """Show what this machine can build and run, and why not."""
     from koala_engines.availability import obstacles
     from koala_runtime.preflight import obstacle
 
-    facts = _facts()
+    driver = query_driver() if device is None else find_gpu(device)
+    facts = _facts(driver)
     targets = {
-        target.name: {"build": problem or "yes", "run": obstacle(target) or "yes"}
-        for target, problem in obstacles().items()
+        target.name: {"build": problem or "yes", "run": obstacle(target, device or 0) or "yes"}
+        for target, problem in obstacles(device or 0).items()
     }
     missing = [package for package in _EXPORT_NEEDS if facts[package] == "-"]
     export = f"install {', '.join(missing)}: `pip install koala-trt[export]`" if missing else "yes"
@@ -44,8 +45,7 @@ def doctor(as_json: AsJson = False) -> None:
     stdout.print(abilities)
 
 
-def _facts() -> dict[str, str]:
-    driver = query_driver()
+def _facts(driver: Driver) -> dict[str, str]:
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",

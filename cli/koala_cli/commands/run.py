@@ -16,7 +16,7 @@ import typer
 from koala_bundle.errors import ArgumentError
 from koala_bundle.files import file_entry, write_atomic
 from koala_bundle.manifest import MANIFEST, read_manifest
-from koala_cli.options import Bundle, RunTarget, argument, option
+from koala_cli.options import Bundle, Device, RunTarget, argument, option
 from koala_cli.screen import note, progress_bar, say, stderr
 
 if TYPE_CHECKING:
@@ -38,8 +38,12 @@ def run(
         "koala.png"
     ),
     target: RunTarget = None,
+    device: Device = None,
     low_memory: Annotated[
         bool, option("Keep on the GPU only what a phase needs; this is slower.", "--low-memory")
+    ] = False,
+    verify: Annotated[
+        bool, option("Check the digest of every file again, not only of changed ones.", "--verify")
     ] = False,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show memory and the time of each part.", show_default=False)
@@ -64,7 +68,8 @@ def run(
     from koala_runtime.repeat import repeat_call, repeated_picture
 
     started = time.monotonic()
-    with progress_bar() as update, _messages_to(update), Pipeline(bundle, target, low_memory=low_memory) as pipeline:
+    how: dict[str, Any] = {"low_memory": low_memory, "device": device, "verify": verify}
+    with progress_bar() as update, _messages_to(update), Pipeline(bundle, target, **how) as pipeline:
         loaded = time.monotonic()
         call = {"prompt": prompt, **arguments} if recipe is None else repeat_call(recipe, pipeline.manifest)
         if stderr.is_terminal and not verbose:

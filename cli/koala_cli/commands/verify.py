@@ -10,7 +10,7 @@ from koala_bundle.codec import to_json
 from koala_bundle.errors import ArgumentError, KoalaError
 from koala_cli.commands.verify_layers import compare_by_layer
 from koala_cli.extras import quiet_libraries, require_packages
-from koala_cli.options import AsJson, Bundle, OriginalSource, RunTarget, option
+from koala_cli.options import AsJson, Bundle, Device, OriginalSource, RunTarget, option
 from koala_cli.screen import reported_lines, say, say_json, stdout, table, verdict
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def verify(
     source: OriginalSource,
     bundle: Bundle,
     target: RunTarget = None,
+    device: Device = None,
     seeds: Annotated[int, option("Pictures per prompt. Default: 1.")] = 1,
     html: Annotated[Path | None, option("Write a page with the pictures side by side to this file.")] = None,
     layers: Annotated[
@@ -48,7 +49,7 @@ def verify(
 
     quiet_libraries()
     with reported_lines() as report:
-        findings = compare_with_checkpoint(bundle, source, target, seeds, report)
+        findings = compare_with_checkpoint(bundle, source, target, seeds, report, device)
     if html is not None:
         from koala_bundle.files import write_atomic
         from koala_verify.page import page

@@ -232,6 +232,11 @@ def test_low_memory_loads_plans_once_and_weights_each_time(
     assert on_null_driver(changes.loads_in_low_memory, null_bundle) == components
 
 
+def test_a_gpu_is_made_current_for_a_compiler(null_library: Path) -> None:
+    with null_process(null_library, NULL_GPUS=GPUS) as call:
+        assert call(changes.make_current, 1) == (True, [])
+
+
 def test_a_gpu_for_a_target_without_one_is_refused(null_bundle: Path) -> None:
     with pytest.raises(ArgumentError, match="device: expected None, because cpu runs on the processor, found 1; leave"):
         Pipeline(null_bundle, "cpu", device=1)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from koala_bundle.errors import DeviceError, KoalaError
+from koala_machine.driver import current_gpu
 from koala_runtime import Pipeline
 from koala_runtime.devices.cuda import CudaDevice
 from tests.support import nulldriver
@@ -147,6 +148,17 @@ def open_device(device: int | str) -> str:
         return f"{type(error).__name__}: {error}"
     opened.close()
     return str(opened.gpu)
+
+
+def make_current(device: int) -> tuple[bool, list[str]]:
+    """Make a GPU current; return whether its primary context was, and what is wrong afterwards."""
+    nulldriver.driver.reset()
+    with current_gpu(device):
+        seen, opened = scenarios.current(), CudaDevice(device)
+        with opened.current():
+            same = scenarios.current() == seen != 0
+        opened.close()
+    return same, scenarios.wrong()
 
 
 @contextmanager
