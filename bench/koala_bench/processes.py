@@ -32,7 +32,7 @@ class _Process:
 
     def __init__(self, name: str, workload: Workload, python: str, gpu: str | None, *words: str) -> None:
         command = [python, "-m", "koala_bench.worker", name, json.dumps(asdict(workload)), *words]
-        self._started = time.perf_counter()
+        self._gpu, self._started = gpu, time.perf_counter()
         pipe = subprocess.PIPE
         # Installed packages come with bytecode; without this, an editable install would be compiled at every start.
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
@@ -69,10 +69,10 @@ class _Process:
         """
         self._send("finish")
         answer = self._receive()
-        before = gpu_bytes_in_use()
+        before = gpu_bytes_in_use(self._gpu)
         self._send("end")
         self._wait()
-        after = gpu_bytes_in_use()
+        after = gpu_bytes_in_use(self._gpu)
         return {**answer, "device_bytes": None if before is None or after is None else max(0, before - after)}
 
     def kill(self) -> None:
@@ -115,7 +115,7 @@ class BackendProcesses:
     """
 
     def __init__(self, workload: Workload, pythons: Mapping[str, str], report: Report, gpu: str | None) -> None:
-        self._workload, self._pythons, self._report, self._gpu = workload, pythons, report, gpu
+        self._workload, self._pythons, self.report, self.gpu = workload, pythons, report, gpu
         self._running: dict[str, _Process] = {}
         self.pictures: dict[str, Pixels] = {}
         self.cold: dict[str, list[float]] = {}
@@ -127,13 +127,13 @@ class BackendProcesses:
         """Start a backend and wait for its first pictures; before its first start, prepare it."""
         python = self._pythons.get(name)
         if name not in self.cold and (python or hasattr(find_backend(name), "prepare")):
-            self._report(f"{name}: preparing")
+            self.report(f"{name}: preparing")
             with self._open(name, "prepare") as process:
                 process.wait_until_prepared()
                 del self._running[name]
         if name in self.crashed:
             return
-        self._report(f"{name}: starting")
+        self.report(f"{name}: starting")
         with self._open(name) as process:
             self.pictures[name], seconds = process.first_pictures()
             self.cold.setdefault(name, []).append(seconds)
@@ -143,7 +143,7 @@ class BackendProcesses:
         for turn in range(rounds + 1):
             for name in names:
                 if name in self._running:
-                    self._report(f"round {turn} of {rounds}: {name}")
+                    self.report(f"round {turn} of {rounds}: {name}")
                     with self._record_crash(name):
                         seconds = self._running[name].draw()
                         if turn:
@@ -153,10 +153,18 @@ class BackendProcesses:
         """End these backends and keep their measurements."""
         for name in names:
             if name in self._running:
-                self._report(f"{name}: timing phases")
+                self.report(f"{name}: timing phases")
                 with self._record_crash(name):
                     self.finished[name] = self._running[name].finish()
                     del self._running[name]
+
+    def gpu_bytes(self, names: Sequence[str]) -> int:
+        """Start and end one backend after the other; return how much GPU memory they take together."""
+        for name in names:
+            self.start(name)
+            self.finish([name])
+        answers = [self.finished.pop(name) for name in names if name in self.finished]
+        return sum(answer["device_bytes"] or 0 for answer in answers)
 
     def kill(self) -> None:
         """End all processes that are still running."""
@@ -166,7 +174,7 @@ class BackendProcesses:
     @contextmanager
     def _open(self, name: str, *words: str) -> Iterator[_Process]:
         python = self._pythons.get(name, sys.executable)
-        self._running[name] = _Process(name, self._workload, python, self._gpu, *words)
+        self._running[name] = _Process(name, self._workload, python, self.gpu, *words)
         with self._record_crash(name):
             yield self._running[name]
 

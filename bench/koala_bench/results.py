@@ -13,7 +13,7 @@ from koala_bundle.codec import from_json
 from koala_bundle.errors import InputError
 from koala_bundle.spec import Profile
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 class ResultsError(InputError):
@@ -22,16 +22,21 @@ class ResultsError(InputError):
 
 @dataclass(frozen=True)
 class Peak:
-    """Rates measured on this machine: a matrix product in ``dtype``, and a copy (bytes read plus written)."""
+    """Rates measured on this machine: a matrix product in ``dtype``, and a copy (bytes read plus written).
+
+    ``accumulator`` is the dtype in which the product adds up: on a GPU, that of the faster one.
+    """
 
     dtype: str
+    accumulator: str
     flops_per_second: float
     bytes_per_second: float
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Hardware and software; ``driver`` is the CUDA version that the driver supports, ``clocks`` nvidia-smi's."""
+    """Hardware and software; ``driver`` is the CUDA version that the driver supports, ``clocks`` nvidia-smi's,
+    with its version."""
 
     processor: str
     cores: int

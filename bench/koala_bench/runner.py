@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,14 +18,16 @@ import numpy as np
 from koala_bench.backends.base import REFERENCE, Workload
 from koala_bench.backends.registry import backend_problems, find_backend
 from koala_bench.cost import picture_flops, roofline_seconds
-from koala_bench.hardware import describe_machine, measure_peak
+from koala_bench.hardware import describe_machine, gpu_bytes_in_use, measure_peak
 from koala_bench.processes import BackendProcesses
 from koala_bench.results import SCHEMA_VERSION, Measurement, Peak, Results
 from koala_bundle.errors import ArgumentError, KoalaError
 from koala_bundle.manifest import Manifest, read_manifest
 from koala_bundle.progress import Report, no_report
-from koala_machine.driver import find_gpu, query_uuid
+from koala_machine.driver import find_gpu, query_driver, query_uuid
 from koala_verify.pixels import Pixels, psnr
+
+_ROOM = 0.9  # of the free GPU memory; the rest is for fragments, and for a desktop
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class BenchOptions:
     """How to measure. ``steps`` and ``guidance_scale`` default to the bundle's; ``names`` to all that can run here.
 
     With ``reference``, diffusers draws in float32 once, as the reference for PSNR. ``alone`` loads one backend at a
-    time, for machines whose memory does not hold all of them. ``pythons`` gives other interpreters, by backend.
+    time; None does so if the GPU's memory does not hold all of them. ``pythons`` gives other interpreters, by backend.
     ``random_weights``: the source is a preset, whose shape gets random weights. ``device`` is the index or UUID of
     the GPU, None for the first; the backends see no other.
     """
@@ -45,7 +47,7 @@ class BenchOptions:
     guidance_scale: float | None = None
     seed: int = 0
     reference: bool = True
-    alone: bool = False
+    alone: bool | None = None
     random_weights: bool = False
     pythons: Mapping[str, str] = field(default_factory=dict)
     device: int | str | None = None
@@ -76,7 +78,7 @@ def run(
     peaks = [measure_peak(device)]
     processes = BackendProcesses(workload, options.pythons, report, query_uuid(device=device))
     try:
-        _measure(processes, names, options)
+        alone = _measure(processes, names, options)
     finally:
         processes.kill()
     peaks.append(measure_peak(device))
@@ -96,7 +98,7 @@ def run(
         seed=options.seed,
         steps=workload.steps,
         guidance_scale=workload.guidance_scale,
-        alone=options.alone,
+        alone=alone,
         profile=manifest.profile,
         measured=_measurements(processes),
         not_measured=not_measured,
@@ -127,23 +129,39 @@ def _select(bundle: Path, options: BenchOptions) -> tuple[list[str], dict[str, s
     return [name for name in chosen if name not in not_measured], not_measured
 
 
-def _measure(processes: BackendProcesses, names: Sequence[str], options: BenchOptions) -> None:
+def _measure(processes: BackendProcesses, names: Sequence[str], options: BenchOptions) -> bool:
+    """Measure, and return whether one backend was loaded at a time."""
     if options.reference:
         processes.start(REFERENCE)
         processes.kill()
+    alone = options.alone if options.alone is not None else not _fit(processes, names, options.device or 0)
     # With ``alone``, each backend runs twice, for half of the rounds each, so that steady drift cancels out here too.
     halves = (options.rounds // 2, -(-options.rounds // 2))
-    visits = [([name], half) for half in halves for name in names] if options.alone else [(names, options.rounds)]
+    visits = [([name], half) for half in halves for name in names] if alone else [(names, options.rounds)]
     for group, rounds in visits:
         for name in group:
             processes.start(name)
         processes.draw(group, rounds)
         processes.finish(group)
+    return alone
+
+
+def _fit(processes: BackendProcesses, names: Sequence[str], device: int | str) -> bool:
+    """Return whether the GPU's memory holds all backends at once, found out by loading one after the other."""
+    in_use = gpu_bytes_in_use(processes.gpu)
+    if in_use is None or len(names) < 2:
+        return True
+    room = _ROOM * (query_driver(device=device).memory_bytes - in_use)
+    needed = processes.gpu_bytes(names)
+    how = "side by side" if needed <= room else "one backend at a time"
+    processes.report(f"{how}: together they take {needed / 1e9:.1f} of {room / 1e9:.1f} GB of GPU memory")
+    return needed <= room
 
 
 def _best(peaks: Sequence[Peak]) -> Peak:
     """Return the best of each rate: other load during one of the measurements makes its rates too low."""
-    return Peak(peaks[0].dtype, max(p.flops_per_second for p in peaks), max(p.bytes_per_second for p in peaks))
+    fastest = max(peaks, key=lambda peak: peak.flops_per_second)
+    return replace(fastest, bytes_per_second=max(peak.bytes_per_second for peak in peaks))
 
 
 def _measurements(processes: BackendProcesses) -> tuple[Measurement, ...]:

@@ -57,7 +57,10 @@ NOTHING = Counts(0, 0, 0, 0, ())
 
 @dataclass(frozen=True)
 class Roofline:
-    """Peak rates of a GPU, from its maker's data sheet: dense float16 with float32 accumulation, and memory."""
+    """Peak rates of a GPU, from its maker's data sheet: dense float16 with float16 accumulation, and memory.
+
+    GeForce adds up in float32 at half that rate; a plan may do either, so that only the faster one is a bound.
+    """
 
     name: str
     flops_per_second: float
@@ -66,6 +69,6 @@ class Roofline:
 
 ROOFLINES = (
     Roofline("H200", 989e12, 4.8e12),  # H200 data sheet: 1,979 TFLOPS with sparsity, so half of it dense
-    Roofline("RTX 4090", 165.2e12, 1.008e12),  # Ada architecture whitepaper, appendix A
-    Roofline("RTX 3060 Ti", 32.4e12, 0.448e12),  # Ampere GA104: half the rate of float16 accumulation, 64.8
+    Roofline("RTX 4090", 330.3e12, 1.008e12),  # Ada architecture whitepaper, appendix A
+    Roofline("RTX 3060 Ti", 64.8e12, 0.448e12),  # Ampere GA104, of 38 multiprocessors at 1.665 GHz
 )

@@ -122,6 +122,17 @@ def current_gpu(device: int | str | None) -> Iterator[None]:
         cuda.cuDevicePrimaryCtxRelease_v2(handle)
 
 
+def used_bytes(device: int | str) -> int | None:
+    """Return the memory of a GPU that is in use, by all processes and a context for the question; None if unknown."""
+    free, total = ctypes.c_size_t(), ctypes.c_size_t()
+    try:
+        with current_gpu(device):
+            status = ctypes.CDLL(_LIBRARY).cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+    except (OSError, TargetError):
+        return None
+    return None if status else total.value - free.value
+
+
 def _describe(cuda: Any, device: int | str) -> tuple[GPU, int, int]:
     """Return a GPU, its memory in bytes and its index. Raises _DriverError."""
     count, handle = ctypes.c_int(), ctypes.c_int()

@@ -127,7 +127,7 @@ def test_installations_and_operations_are_counted(results: Results, paths: tuple
     assert results.flops == picture_flops(manifest, 2) == rest + 2 * manifest.traced["denoiser"].flops
     ours = results.of("koala:cpu").quantile(0.5)
     assert results.flops / results.peak.flops_per_second <= results.roofline_seconds < ours
-    no_bound = Peak("float32", results.peak.flops_per_second, float("inf"))
+    no_bound = Peak("float32", "float32", results.peak.flops_per_second, float("inf"))
     assert roofline_seconds(manifest, 2, no_bound) == pytest.approx(results.flops / results.peak.flops_per_second)
 
 

@@ -95,3 +95,15 @@ class Seeing(Quick):
     def __init__(self, workload: Workload) -> None:
         super().__init__(workload)
         Path(os.environ["KOALA_TEST_SEEN"]).write_text(os.environ.get("CUDA_VISIBLE_DEVICES", "all"))
+
+
+class Holding(Quick):
+    """Holds 4 GB of GPU memory, says the nvidia-smi of ``test_gpu_facts``."""
+
+    def __init__(self, workload: Workload) -> None:
+        super().__init__(workload)
+        (Path(os.environ["KOALA_TEST_HELD"]) / str(os.getpid())).write_text("4000")
+
+
+class HoldingToo(Holding):
+    pass

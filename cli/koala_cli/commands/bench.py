@@ -39,7 +39,13 @@ def bench(
     reference: Annotated[
         bool, option("Compare pictures with float32 PyTorch. Default: --reference.", "--reference/--no-reference")
     ] = True,
-    alone: Annotated[bool, option("Load one backend at a time, if they do not fit into memory.", "--alone")] = False,
+    alone: Annotated[
+        bool | None,
+        option(
+            "Load one backend at a time, or all at once. Default: all, if the GPU's memory holds them.",
+            "--alone/--together",
+        ),
+    ] = None,
     random_weights: Annotated[
         bool, option("SOURCE is a preset; the bundle was exported with --random-weights.", "--random-weights")
     ] = False,

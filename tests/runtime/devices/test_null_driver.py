@@ -237,6 +237,11 @@ def test_a_gpu_is_made_current_for_a_compiler(null_library: Path) -> None:
         assert call(changes.make_current, 1) == (True, [])
 
 
+def test_the_driver_tells_the_memory_in_use(null_library: Path) -> None:
+    with null_process(null_library, NULL_GPUS=GPUS) as call:
+        assert call(changes.used_by_a_device, 1) == (1 << 20, [])
+
+
 def test_a_gpu_for_a_target_without_one_is_refused(null_bundle: Path) -> None:
     with pytest.raises(ArgumentError, match="device: expected None, because cpu runs on the processor, found 1; leave"):
         Pipeline(null_bundle, "cpu", device=1)

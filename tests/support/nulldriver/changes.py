@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from koala_bundle.errors import DeviceError, KoalaError
-from koala_machine.driver import current_gpu
+from koala_machine.driver import current_gpu, used_bytes
 from koala_runtime import Pipeline
 from koala_runtime.devices.cuda import CudaDevice
 from tests.support import nulldriver
@@ -159,6 +159,21 @@ def make_current(device: int) -> tuple[bool, list[str]]:
             same = scenarios.current() == seen != 0
         opened.close()
     return same, scenarios.wrong()
+
+
+def used_by_a_device(device: int) -> tuple[int, list[str]]:
+    """Return by how much the memory in use grows when 1 MB is allocated, and what is wrong afterwards."""
+    nulldriver.driver.reset()
+    opened = CudaDevice(device)
+    before = used_bytes(device)
+    with opened.current():
+        address = opened.allocate(1 << 20)
+        after = used_bytes(device)
+        opened.release(address)
+    opened.close()
+    assert before is not None
+    assert after is not None
+    return after - before, scenarios.wrong()
 
 
 @contextmanager
