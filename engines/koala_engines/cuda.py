@@ -1,6 +1,7 @@
-"""The ``cuda`` target: plans are the bundle's ONNX files, which ONNX Runtime optimises for the GPU when it loads them.
+"""The ``cuda`` target: plans are the bundle's graphs with fused operations, beside its weights.
 
-It could save what it optimised, but only on a GPU, and for the provider and version at hand.
+ONNX Runtime optimises them for the GPU when it loads them. It could save what it optimised, but only on a GPU, and for
+the provider and version at hand.
 """
 
 from __future__ import annotations
@@ -13,26 +14,29 @@ from koala_bundle.files import link
 from koala_bundle.manifest import ComponentEntry
 from koala_bundle.targets import CUDA
 from koala_engines.compiler import Examination
+from koala_engines.cuda_graph import write_fused
 from koala_engines.kernels import of_graph
 
 
 class CudaCompiler:
-    """No compiler: links to the ONNX files."""
+    """No compiler: graphs that are rewritten, and links to their weights."""
 
     target = CUDA
     variant = ""
 
     def key(self) -> EngineKey:
         """Return what the plans depend on: nothing but their ONNX files."""
-        return EngineKey(CUDA.library, "of any version", "any", None, {"graph_optimization": "when loaded"})
+        choices = {"graph_optimization": "when loaded", "fused": "attention,group_norm"}
+        return EngineKey(CUDA.library, "of any version", "any", None, choices)
 
     def build(self, name: str, onnx_path: Path, folder: Path, progress: Callable[[float], None]) -> list[Path]:
-        """Link the graph and its weights; return both."""
-        files = [path for path in (onnx_path, onnx_path.with_name(f"{onnx_path.name}.data")) if path.is_file()]
-        for path in files:
-            link(path, folder / path.name)
+        """Write the graph and link its weights; return both."""
+        write_fused(onnx_path, folder / onnx_path.name)
+        weights = onnx_path.with_name(f"{onnx_path.name}.data")
+        if weights.is_file():
+            link(weights, folder / weights.name)
         progress(1.0)
-        return [folder / path.name for path in files]
+        return [path for path in (folder / onnx_path.name, folder / weights.name) if path.is_file()]
 
     def examine(self, plan: Path) -> Examination:
         """Count the operations by kind; the scratch memory of a run is ONNX Runtime's own."""

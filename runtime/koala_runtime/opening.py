@@ -54,7 +54,7 @@ def _cuda(engines: EngineSet, _: bool) -> tuple[Device, Loader]:
     from koala_runtime.devices.onnx_cuda import UncapturedCudaDevice, load_on_gpu
 
     device, index = UncapturedCudaDevice(engines.device or 0), query_driver(device=engines.device or 0).ordinal
-    return device, lambda name: load_on_gpu(engines.plan(name), device.stream, index)
+    return device, lambda name: load_on_gpu(engines.plan(name), device, index)
 
 
 def _gpu(engines: EngineSet, low_memory: bool) -> tuple[Device, Loader]:

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from polygraphy.comparator import IterationResult, RunResults
 
 import koala_verify.layers
 from koala_bundle.errors import ArgumentError
@@ -21,12 +23,16 @@ from koala_bundle.manifest import read_manifest
 from koala_bundle.targets import RTX, TARGETS
 from koala_cli.main import run_app
 from koala_runtime.preflight import obstacle
+from koala_verify.layer_comparison import GraphTensor, judge
+from koala_verify.layer_runners import REFERENCE
 from koala_verify.layers import aligned, compare_layers
+from koala_verify.torch_values import Operator
 from tests.support.bundles import TINY
 from tests.support.checkpoints import SHAPES
 from tests.support.koala_tiny import CHECKPOINT
 from tests.support.negated import Weight, draw_layers, with_changed
 
+Array = NDArray[np.float32]
 SHAPE = "koala-700m-like"
 FOLDERS = {"vae_decoder": "vae", "text_encoder_2": "text_encoder_2", "denoiser": "unet", "text_encoder": "text_encoder"}
 DRAWN = (
@@ -232,3 +238,25 @@ def test_on_a_gpu(target: Any, component: str, bundle: Callable[..., Path]) -> N
 def test_no_such_component(bundle: Callable[..., Path]) -> None:
     with pytest.raises(ArgumentError, match=r"component: expected text_encoder .*, found 'prologue'"):
         compare_layers(bundle(TINY), str(CHECKPOINT), "prologue")
+
+
+def test_a_difference_has_the_errors_of_what_it_was_made_of() -> None:
+    """As on an H100, where two predictions of the U-Net were within their bounds and their small difference was not."""
+    rng = np.random.default_rng(0)
+    first = rng.standard_normal(1000).astype(np.float32)
+    second = first + 0.1 * rng.standard_normal(1000).astype(np.float32)
+    noise = 0.006 * rng.standard_normal(1000).astype(np.float32)
+    wanted = {"a": first, "b": second, "d": second - first}
+    tensors = [GraphTensor(name, "Conv", False) for name in "ab"]
+    operators = dict.fromkeys("abd", Operator("", (1000,), "", ()))
+
+    def passed(minuends: tuple[str, ...], difference: Array) -> bool:
+        got = {"a": first, "b": second + noise, "d": difference}
+        results = RunResults([(REFERENCE, [IterationResult(wanted)]), ("cuda", [IterationResult(got)])])
+        portion = [*tensors, GraphTensor("d", "Sub", False, minuends)]
+        return all(layer.passed for layer in judge("denoiser", portion, operators, results, "fp16"))
+
+    assert passed(("b", "a"), second + noise - first)
+    assert not passed((), second + noise - first)
+    assert not passed(("b", "a"), first - second), "a wrong sign"
+    assert not passed(("b", "a"), second - first + 30 * noise)

@@ -18,11 +18,16 @@ from koala_verify.torch_values import Operator
 
 
 class GraphTensor(NamedTuple):
-    """A result of a node, and whether it comes from rounded values: pixels, of which one may differ by a level."""
+    """A result of a node.
+
+    ``rounded``: it comes from rounded values, pixels, of which one may differ by a level. ``minuends`` are what a
+    difference was made of: it has their errors, and may be much smaller.
+    """
 
     name: str
     operator: str
     rounded: bool
+    minuends: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -94,15 +99,21 @@ def judge(
     largest_error, least_cosine = BOUNDS[precision]
     wanted = results[REFERENCE][0]
     scales = {name: float(np.abs(value[np.isfinite(value)]).max(initial=0)) for name, value in wanted.items()}
-    limits = {t.name: (largest_error + (1 / 255 if t.rounded else 0.0)) * scales[t.name] for t in portion}
+    # How much larger the errors of a difference are, in relation to it, than those of what it was made of.
+    growth = {t.name: 1.0 for t in portion}
+    for each in portion:
+        if each.minuends and scales[each.name]:
+            larger = max(scales.get(name, 0.0) for name in each.minuends)
+            growth[each.name] = max(1.0, larger / scales[each.name])
+    limits = {t.name: (largest_error * growth[t.name] + t.rounded / 255) * scales[t.name] for t in portion}
     measures = [
         SimpleCompareFunc(check_error_stat="max", atol=limits, rtol=0.0, infinities_compare_equal=True),
-        CosineSimilarityCompareFunc(least_cosine),
+        CosineSimilarityCompareFunc({name: 1 - (1 - least_cosine) * times**2 for name, times in growth.items()}),
     ]
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL), np.errstate(all="ignore"):
         outcomes = Comparator.compare_accuracy(results, compare_func=measures)
     ((differences,),), ((cosines,),) = (outcome.values() for outcome in outcomes)
-    for name, operator, _ in portion:
+    for name, operator, *_ in portion:
         origin, difference, cosine = operators[name], differences[name], cosines[name]
         yield Layer(
             part=part,

@@ -94,7 +94,9 @@ def _tensors(path: Path) -> list[GraphTensor]:
         if node.op_type == "Round" or not rounded.isdisjoint(node.input):
             rounded |= {*node.output}
         tensors += [
-            GraphTensor(name, node.op_type, name in rounded) for name in node.output if types.get(name) in floats
+            GraphTensor(name, node.op_type, name in rounded, tuple(node.input) if node.op_type == "Sub" else ())
+            for name in node.output
+            if types.get(name) in floats
         ]
     return tensors
 

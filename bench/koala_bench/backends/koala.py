@@ -77,7 +77,7 @@ class OnnxRuntime(Koala):
                 stream = {"user_compute_stream": str(device.stream)}
                 chain = ("tensorrt", "cuda") if provider == "tensorrt" else ("cuda",)
                 providers = [*((PROVIDERS[name], stream) for name in chain), *providers]
-            memory = "cuda" if on_gpu else "cpu"
-            return Executor(device, lambda name: OrtEngine(files[name], providers, memory), [*files], half)
+            memory, wait = ("cuda", device.wait) if on_gpu else ("cpu", None)
+            return Executor(device, lambda name: OrtEngine(files[name], providers, memory, 0, wait), [*files], half)
 
         self._start(workload, Pipeline(Path(workload.bundle), "cpu", executor=executor))

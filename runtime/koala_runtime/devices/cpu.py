@@ -86,20 +86,25 @@ class OrtEngine:
     """A plan as an ONNX Runtime session, which has scratch memory of its own.
 
     ``providers`` are ONNX Runtime's execution providers, ``memory`` is its name for the place of the tensors, and
-    ``index`` which of the devices of that kind.
+    ``index`` which of the devices of that kind. ``wait`` waits for all work on a device that does it later.
     Raises BundleError for a file that ONNX Runtime does not load.
     """
 
     activation_bytes = 0
 
     def __init__(
-        self, path: Path, providers: Sequence[Any] = ("CPUExecutionProvider",), memory: str = "cpu", index: int = 0
+        self,
+        path: Path,
+        providers: Sequence[Any] = ("CPUExecutionProvider",),
+        memory: str = "cpu",
+        index: int = 0,
+        wait: Callable[[], None] | None = None,
     ) -> None:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         # A session's threads spin while they wait for more work, and so take the cores from the next session.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        self._memory, self._index = memory, index
+        self._memory, self._index, self._wait = memory, index, wait
         try:
             self._session: Any = ort.InferenceSession(str(path), options, providers=[*providers])
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
@@ -123,15 +128,25 @@ class OrtEngine:
     def bind(self, tensors: Mapping[str, Tensor], activations: int) -> Callable[[], bool]:
         """Return a function that runs the session on the memory of ``tensors``."""
         session, binding = self._session, self._session.io_binding()
-        for tensors_of, bind in (
-            (session.get_inputs(), binding.bind_input),
-            (session.get_outputs(), binding.bind_output),
-        ):
-            for name in (tensor.name for tensor in tensors_of):
-                at = tensors[name]
-                bind(name, self._memory, self._index, np.dtype(at.dtype), at.shape, at.address)
+        inputs = [tensor.name for tensor in session.get_inputs()]
+
+        def bind(function: Callable[..., None], name: str) -> None:
+            at = tensors[name]
+            function(name, self._memory, self._index, np.dtype(at.dtype), at.shape, at.address)
+
+        for name in inputs:
+            bind(binding.bind_input, name)
+        for name in self.outputs:
+            bind(binding.bind_output, name)
+        # What operations of the processor read, ONNX Runtime copies from a GPU when it is bound, not when it runs.
+        places = zip(inputs, session.get_input_memory_infos(), strict=True) if self._wait else ()
+        copied = [name for name, place in places if place.name == "Cpu"]
 
         def run() -> bool:
+            if copied and self._wait:
+                self._wait()
+            for name in copied:
+                bind(binding.bind_input, name)
             session.run_with_iobinding(binding)
             return True
 

@@ -26,7 +26,7 @@ class UncapturedCudaDevice(HostGraphs, CudaDevice):
 
 
 def provider_options(stream: int, index: int) -> dict[str, str]:
-    """Return the CUDA provider's options: our GPU and stream, and no more memory than asked for.
+    """Return the CUDA provider's options: our GPU and stream, channels-last, and no more memory than asked for.
 
     By default its memory grows by powers of two, to nearly twice of what a model takes.
     """
@@ -34,18 +34,19 @@ def provider_options(stream: int, index: int) -> dict[str, str]:
         "device_id": str(index),
         "user_compute_stream": str(stream),
         "arena_extend_strategy": "kSameAsRequested",
+        "prefer_nhwc": "1",
     }
 
 
-def load_on_gpu(path: Path, stream: int, index: int) -> OrtEngine:
-    """Load an ONNX file on the GPU numbered ``index``, to run on ``stream``.
+def load_on_gpu(path: Path, device: CudaDevice, index: int) -> OrtEngine:
+    """Load an ONNX file on the GPU ``device``, numbered ``index``, to run on its stream.
 
     Raises TargetError where ONNX Runtime would silently run it on the processor, BundleError for a damaged file.
     """
     if hasattr(ort, "preload_dlls"):  # finds CUDA and cuDNN in the packages that the extra `cuda` installs
         ort.preload_dlls()
-    providers: list[Any] = [(PROVIDER, provider_options(stream, index)), "CPUExecutionProvider"]
-    engine = OrtEngine(path, providers, "cuda", index)
+    providers: list[Any] = [(PROVIDER, provider_options(device.stream, index)), "CPUExecutionProvider"]
+    engine = OrtEngine(path, providers, "cuda", index, device.wait)
     if engine.providers[0] != PROVIDER:
         engine.close()
         raise TargetError(

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from koala_bundle.errors import DeviceError
 from koala_bundle.manifest import read_manifest
-from koala_bundle.targets import RTX, TENSORRT, Target
+from koala_bundle.targets import CUDA, RTX, TENSORRT, Target
 from koala_engines.availability import default_targets
 from koala_engines.build import build_engines
 from koala_machine.driver import query_driver
@@ -191,12 +191,12 @@ def test_a_failed_capture_leaves_the_stream_usable(device: CudaDevice) -> None:
 # --- real plans
 
 
-@pytest.fixture(scope="module", params=[TENSORRT, RTX])
+@pytest.fixture(scope="module", params=[TENSORRT, RTX, CUDA], ids=str)
 def target(request: pytest.FixtureRequest, tiny: Path) -> str:
     target: Target = request.param
     if problem := obstacle(target):
         pytest.skip(problem)
-    if target not in default_targets():
+    if target not in (CUDA, *default_targets()):
         pytest.skip(f"{target} cannot be built here")
     build_engines(tiny, target)
     return target.name
@@ -206,12 +206,21 @@ def draw(pipe: Pipeline, prompt: str, seed: int, **arguments: Any) -> NDArray[np
     return np.asarray(pipe(prompt, seed=seed, **arguments).images[0])
 
 
+def assert_same(first: NDArray[np.uint8], second: NDArray[np.uint8], target: str) -> None:
+    """ONNX Runtime's GroupNorm adds in no fixed order, so that float16 rounds differently from run to run."""
+    assert np.array_equal(first, second) or (target == CUDA.name and psnr(first, second) > 40)
+
+
+def psnr(first: NDArray[np.uint8], second: NDArray[np.uint8]) -> float:
+    mean = float(np.mean((first.astype(float) - second.astype(float)) ** 2))
+    return float(10 * np.log10(255**2 / max(mean, 1e-9)))
+
+
 def test_plans_draw_what_the_processor_draws(tiny: Path, target: str) -> None:
     wanted = requests(1, 10)
     with Pipeline(tiny, "cpu") as cpu, Pipeline(tiny, target) as gpu:
         for seed, request in enumerate(wanted):
-            ours, reference = (draw(pipe, words(request), seed).astype(float) for pipe in (gpu, cpu))
-            assert 10 * np.log10(255**2 / max(float(np.mean((ours - reference) ** 2)), 1e-9)) > 25
+            assert psnr(*(draw(pipe, words(request), seed) for pipe in (gpu, cpu))) > 25
         right = [all(judge(draw(gpu, words(r), seed), r).values()) for seed, r in enumerate(wanted)]
         assert sum(right) >= 7
 
@@ -219,14 +228,16 @@ def test_plans_draw_what_the_processor_draws(tiny: Path, target: str) -> None:
 def test_plans_in_low_memory_and_in_parts(tiny: Path, target: str) -> None:
     with Pipeline(tiny, target) as pipe, Pipeline(tiny, target, low_memory=True) as low:
         wanted = draw(pipe, "a large red circle", 1)
-        assert np.array_equal(draw(low, "a large red circle", 1), wanted)
-        assert np.array_equal(draw(pipe, "a large red circle", 1, callback_on_step_end=lambda *_: {}), wanted)
+        for _ in range(3):  # computed, captured, launched
+            assert_same(draw(pipe, "a large red circle", 1), wanted, target)
+        assert_same(draw(low, "a large red circle", 1), wanted, target)
+        assert_same(draw(pipe, "a large red circle", 1, callback_on_step_end=lambda *_: {}), wanted, target)
         timings = pipe("a large red circle", timings=True).timings
         assert timings is not None
         assert len(timings["denoiser"]) == 10
         on_device = pipe("a large red circle", seed=1, output_type="device").images
         if torch.cuda.is_available():
-            assert np.array_equal(torch.as_tensor(on_device, device="cuda")[0].cpu().numpy(), wanted)
+            assert_same(torch.as_tensor(on_device, device="cuda")[0].cpu().numpy(), wanted, target)
 
 
 def test_closing_frees_the_gpu(tiny: Path, target: str, device: CudaDevice) -> None:

@@ -46,15 +46,13 @@ def with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [PROVIDER, "CPUExecutionProvider"])
 
 
-def test_plans_are_the_onnx_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bundle = make_bundle(tmp_path / "bundle")
-    monkeypatch.setattr("koala_engines.cuda.of_graph", lambda path: {"MatMul": 1})
-    assert build_engines(bundle, CUDA)
-    assert not build_engines(bundle, CUDA)
-    record = read_engine_record(bundle, CUDA)
-    for name, plan in record.plans.items():
-        source, linked = bundle / "onnx" / f"{name}.onnx", engine_folder(bundle, CUDA) / plan.files[0]
-        assert source.read_bytes() == linked.read_bytes()
+def test_plans_share_the_weights(bundle: Callable[..., Path], tmp_path: Path) -> None:
+    path = shutil.copytree(bundle("koala-700m-like", precision="fp16"), tmp_path / "bundle")
+    assert build_engines(path, CUDA)
+    assert not build_engines(path, CUDA)
+    for name, plan in read_engine_record(path, CUDA).plans.items():
+        source, linked = path / "onnx" / f"{name}.onnx.data", engine_folder(path, CUDA) / f"{name}.onnx.data"
+        assert plan.files[1] == linked.name
         assert source.stat().st_ino == linked.stat().st_ino, "no second copy of gigabytes"
 
 
@@ -63,6 +61,7 @@ def test_a_gpu_without_plans_of_its_own_takes_cuda(
 ) -> None:
     bundle = make_bundle(tmp_path / "bundle")
     Compiled(monkeypatch)
+    monkeypatch.setattr("koala_engines.cuda.write_fused", shutil.copyfile)
     monkeypatch.setattr("koala_engines.cuda.of_graph", lambda path: {"MatMul": 1})
     build_engines(bundle, CUDA)
     build_engines(bundle, CPU)
@@ -86,12 +85,13 @@ def test_a_provider_that_does_not_load_is_refused(model: Path) -> None:
         pytest.warns(UserWarning, match="CUDAExecutionProvider"),
         pytest.raises(TargetError, match="expected ONNX Runtime's CUDA provider, found that it does not load"),
     ):
-        load_on_gpu(model, 0, 0)
+        load_on_gpu(model, SimpleNamespace(stream=0, wait=None), 0)  # type: ignore[arg-type]
 
 
 def test_our_stream_and_memory_are_used(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: dict[str, Any] = {}
     bound: list[tuple[Any, ...]] = []
+    device: Any = SimpleNamespace(stream=1234, wait=lambda: bound.append(("wait",)))
 
     class Session:
         def __init__(self, path: str, options: Any, providers: list[Any]) -> None:
@@ -106,6 +106,9 @@ def test_our_stream_and_memory_are_used(model: Path, monkeypatch: pytest.MonkeyP
         def get_outputs(self) -> list[Any]:
             return [SimpleNamespace(name="y")]
 
+        def get_input_memory_infos(self) -> list[Any]:
+            return [SimpleNamespace(name=asked["place"])]
+
         def io_binding(self) -> Any:
             return SimpleNamespace(
                 bind_input=lambda *arguments: bound.append(arguments),
@@ -113,24 +116,33 @@ def test_our_stream_and_memory_are_used(model: Path, monkeypatch: pytest.MonkeyP
             )
 
         def run_with_iobinding(self, binding: Any) -> None:
-            asked["run"] = True
+            bound.append(("run",))
 
     monkeypatch.setattr(koala_runtime.devices.cpu.ort, "InferenceSession", Session)
-    engine = load_on_gpu(model, 1234, 1)
+    engine = load_on_gpu(model, device, 1)
     assert asked["providers"] == [(PROVIDER, provider_options(1234, 1)), "CPUExecutionProvider"]
     assert provider_options(1234, 1)["user_compute_stream"] == "1234"
     assert provider_options(1234, 1)["device_id"] == "1"
     tensors = {"x": Tensor(0x1000, "float16", (4,)), "y": Tensor(0x2000, "float16", (4,))}
-    assert engine.bind(tensors, 0)()
-    assert asked["run"]
     half = np.dtype("float16")
-    assert bound == [("x", "cuda", 1, half, (4,), 0x1000), ("y", "cuda", 1, half, (4,), 0x2000)]
+    x, y = ("x", "cuda", 1, half, (4,), 0x1000), ("y", "cuda", 1, half, (4,), 0x2000)
+    asked["place"] = "Cuda"
+    run = engine.bind(tensors, 0)
+    assert [run(), run()] == [True, True]
+    assert bound == [x, y, ("run",), ("run",)]
+    bound.clear()
+    asked["place"] = "Cpu"
+    run = engine.bind(tensors, 0)
+    assert [run(), run()] == [True, True]
+    again = [("wait",), x, ("run",)]
+    assert bound == [x, y, *again, *again], "what the processor reads is copied when it is bound"
 
 
 def test_the_loop_draws_with_these_plans(
     bundle: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the processor in the place of the GPU: float16 tensors, graphs that are lists of work, the ONNX files."""
+    """On the processor in the place of the GPU, where GroupNorm has no kernel: float16 tensors, lists as graphs."""
+    monkeypatch.setattr("koala_engines.cuda_graph._Graph.fuse_group_norm", lambda *_: None)
     path = shutil.copytree(bundle("koala-700m-like", precision="fp16"), tmp_path / "bundle")
     build_engines(path, CUDA)
 
@@ -142,7 +154,7 @@ def test_the_loop_draws_with_these_plans(
             assert device == 0
 
     monkeypatch.setattr(koala_runtime.devices.onnx_cuda, "UncapturedCudaDevice", Processor)
-    monkeypatch.setattr(koala_runtime.devices.onnx_cuda, "load_on_gpu", lambda file, stream, index: OrtEngine(file))
+    monkeypatch.setattr(koala_runtime.devices.onnx_cuda, "load_on_gpu", lambda file, device, index: OrtEngine(file))
     with_cuda(monkeypatch)
     monkeypatch.setattr(koala_runtime.selection, "query_driver", H100.query_driver)
     with Pipeline(path, "cpu") as cpu, Pipeline(path, "cuda") as pipe:
