@@ -14,7 +14,7 @@ from koala_bundle.files import FileEntry
 from koala_bundle.spec import ModelSpec, Profile, Sampling
 from koala_bundle.tensors import Component
 
-SCHEMA_VERSION = 5
+SCHEMA_VERSION = 6
 MANIFEST = "manifest.json"
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 

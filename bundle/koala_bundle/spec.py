@@ -12,6 +12,7 @@ PRECISIONS = ("fp16", "fp32")
 PASS_NAMES = ("rescale", "chunk", "sequence_major", "hoist")
 """The passes of an export, in the order in which they run; each can be left out (``koala_export.passes``)."""
 _LARGEST_FLOAT32 = 3.4028235e38
+MOST_PROMPT_CHUNKS = 16
 SMALLEST_SIDE = 64  # pixels; below it the noise tensor gets shorter than the blocks torch.randn draws
 
 
@@ -82,13 +83,21 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Profile:
-    """The static shape a bundle is compiled for. ``height`` and ``width`` in pixels; ``cfg``: batched guidance."""
+    """The static shape a bundle is compiled for.
+
+    ``height`` and ``width`` in pixels; ``cfg``: batched guidance, ``guidance_rescale``: with rescaling;
+    ``prompt_chunks``: chunks of text that the U-Net attends to, each as long as the text encoders' sequence;
+    ``clip_skip``: layers of the text encoders that prompts leave out, beside the last one.
+    """
 
     height: int = 1024
     width: int = 1024
     batch: int = 1
     precision: str = "fp16"
     cfg: bool = True
+    prompt_chunks: int = 1
+    clip_skip: int = 0
+    guidance_rescale: bool = False
 
     @property
     def rows(self) -> int:
@@ -129,6 +138,20 @@ def check_profile(profile: Profile, spec: ModelSpec) -> None:
             )
     if profile.batch < 1:
         raise ArgumentError("batch", expected="at least 1 picture", found=str(profile.batch), fix="pass 1 or more")
+    if not 1 <= profile.prompt_chunks <= MOST_PROMPT_CHUNKS:
+        raise ArgumentError(
+            "prompt_chunks",
+            expected=f"1 to {MOST_PROMPT_CHUNKS}",
+            found=str(profile.prompt_chunks),
+            fix="pass 2 for prompts of up to 150 tokens, 3 for 225",
+        )
+    if profile.guidance_rescale and not profile.cfg:
+        raise ArgumentError(
+            "guidance_rescale",
+            expected="a bundle with guidance",
+            found="one without",
+            fix="leave it out, or compile guidance in",
+        )
     if profile.precision not in PRECISIONS:
         raise ArgumentError(
             "precision", expected=" or ".join(PRECISIONS), found=repr(profile.precision), fix="pass fp16 for a GPU"

@@ -74,19 +74,21 @@ def components(spec: ModelSpec, profile: Profile) -> tuple[Component, ...]:
     latent_shape = (batch, unet.in_channels, profile.height // vae.scale_factor, profile.width // vae.scale_factor)
 
     prompt_mask = IOTensor("prompt_mask", "float32", (rows,))
-    hidden_states = IOTensor("hidden_states", half, (rows, first.sequence_length, first.hidden_size))
-    hidden_states_2 = IOTensor("hidden_states_2", half, (rows, second.sequence_length, second.hidden_size))
+    tokens = first.sequence_length * profile.prompt_chunks
+    tokens_2 = second.sequence_length * profile.prompt_chunks
+    hidden_states = IOTensor("hidden_states", half, (rows, tokens, first.hidden_size))
+    hidden_states_2 = IOTensor("hidden_states_2", half, (rows, tokens_2, second.hidden_size))
     text_embeds = IOTensor("text_embeds", half, (rows, second.projection_dim or 0))
     latents = IOTensor("latents", "float32", latent_shape)
     return (
         Component(
             "text_encoder",
-            (IOTensor("input_ids", "int32", (rows, first.sequence_length)), prompt_mask),
+            (IOTensor("input_ids", "int32", (rows, tokens)), prompt_mask),
             (hidden_states,),
         ),
         Component(
             "text_encoder_2",
-            (IOTensor("input_ids_2", "int32", (rows, second.sequence_length)), prompt_mask),
+            (IOTensor("input_ids_2", "int32", (rows, tokens_2)), prompt_mask),
             (hidden_states_2, text_embeds),
         ),
         Component(
@@ -97,6 +99,7 @@ def components(spec: ModelSpec, profile: Profile) -> tuple[Component, ...]:
                 IOTensor("sigma_next", "float32", (1,), per_step=True),
                 IOTensor("timestep", "float32", (1,), per_step=True),
                 *((IOTensor("guidance_scale", "float32", (1,)),) if profile.cfg else ()),
+                *((IOTensor("guidance_rescale", "float32", (1,)),) if profile.guidance_rescale else ()),
                 hidden_states,
                 hidden_states_2,
                 text_embeds,

@@ -80,6 +80,16 @@ Gate: TypeAlias = Annotated[
 ]
 Without: TypeAlias = Annotated[list[str] | None, choice(PASS_NAMES, "A pass to leave out; repeatable.")]
 
+PromptChunks: TypeAlias = Annotated[
+    int, option("Prompts of up to this many times 75 tokens; costs time. Default: 1.", metavar="<N>")
+]
+ClipSkip: TypeAlias = Annotated[
+    int, option("Layers of the text encoders that prompts leave out. Default: 0.", metavar="<N>")
+]
+GuidanceRescale: TypeAlias = Annotated[
+    bool, option("Compile the rescaling of guidance in, for calls that ask for it.", "--guidance-rescale")
+]
+
 # koala engines
 BuildTargets: TypeAlias = Annotated[
     list[str] | None,

@@ -8,8 +8,9 @@ from koala_runtime.recipe import Recipe
 def recipe_rows(recipe: Recipe) -> dict[str, str]:
     """Return what a recipe says, by name, in the order in which it is shown."""
     return {
-        "prompt": recipe.prompt,
+        "prompt": "-" if recipe.prompt is None else recipe.prompt,
         "negative prompt": "-" if recipe.negative_prompt is None else recipe.negative_prompt,
+        **_rare(recipe),
         "seed": "none: drawn from latents" if recipe.seed is None else str(recipe.seed),
         "picture": f"{recipe.index + 1} of {recipe.count}",
         "sampling": f"{recipe.num_inference_steps} steps, guidance {recipe.guidance_scale:g}, {recipe.sampler}",
@@ -20,6 +21,17 @@ def recipe_rows(recipe: Recipe) -> dict[str, str]:
         "bundle": recipe.bundle,
         "drawn on": f"{recipe.target}, koala-trt {recipe.version}",
     }
+
+
+def _rare(recipe: Recipe) -> dict[str, str]:
+    """What few pictures have, where this one has it."""
+    rows = {
+        "for the second text encoder": recipe.prompt_2,
+        "negative, for the second": recipe.negative_prompt_2,
+        "words": "weighted" if recipe.weighted else None,
+        "embeddings": "brought by the caller" if recipe.embeddings else None,
+    }
+    return {name: value for name, value in rows.items() if value is not None}
 
 
 def _size(size: tuple[float, ...]) -> str:

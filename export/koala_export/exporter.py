@@ -65,6 +65,9 @@ class ExportOptions:
     random_weights: bool = False
     gate: bool = True
     without: tuple[str, ...] = ()
+    prompt_chunks: int = 1
+    clip_skip: int = 0
+    guidance_rescale: bool = False
 
 
 def options_of(manifest: Manifest) -> ExportOptions:
@@ -81,6 +84,9 @@ def options_of(manifest: Manifest) -> ExportOptions:
         timestep_spacing=manifest.spec.scheduler.timestep_spacing,
         gate=manifest.gate == "passed",
         without=tuple(name for name in PASS_NAMES if name not in manifest.passes),
+        prompt_chunks=profile.prompt_chunks,
+        clip_skip=profile.clip_skip,
+        guidance_rescale=profile.guidance_rescale,
     )
 
 
@@ -141,9 +147,32 @@ def _resolve(checkpoint: Checkpoint, options: ExportOptions) -> tuple[ModelSpec,
     own = native_size(checkpoint.configs, spec)
     given = (options.height, options.width)
     height, width = (side if chosen is None else chosen for side, chosen in zip(own, given, strict=True))
-    profile = Profile(height, width, options.batch, options.precision, cfg)
+    profile = Profile(
+        height,
+        width,
+        options.batch,
+        options.precision,
+        cfg,
+        options.prompt_chunks,
+        options.clip_skip,
+        options.guidance_rescale,
+    )
     check_profile(profile, spec)
+    _check_clip_skip(checkpoint, profile.clip_skip)
     return spec, profile, Sampling(steps, guidance if cfg else min(guidance, 1.0))
+
+
+def _check_clip_skip(checkpoint: Checkpoint, clip_skip: int) -> None:
+    """Refuse to skip more layers than the shorter text encoder has before its last but one."""
+    # 12: transformers' default of CLIPTextConfig.
+    layers = [int(checkpoint.configs[name].get("num_hidden_layers", 12)) for name in ("text_encoder", "text_encoder_2")]
+    if not 0 <= clip_skip < min(layers):
+        raise ArgumentError(
+            "clip_skip",
+            expected=f"0 to {min(layers) - 1}, the layers before the last of the shorter text encoder",
+            found=str(clip_skip),
+            fix="pass 1 or 2, or leave it out",
+        )
 
 
 def _choose_passes(without: Sequence[str]) -> tuple[str, ...]:

@@ -19,27 +19,44 @@ from koala_export.module_passes import MODULE_PASSES
 
 
 class TextEncoder(nn.Module):
-    """input_ids, prompt_mask -> hidden_states, the raw output of the last layer but one (no final norm)."""
+    """input_ids, prompt_mask -> hidden_states, the raw output of the last layer but one (no final norm).
 
-    def __init__(self, text_encoder: Any) -> None:
+    With ``clip_skip`` prompts, but not negative ones, read that many layers earlier, as in diffusers. Each chunk of the
+    text is encoded by itself.
+    """
+
+    def __init__(self, text_encoder: Any, profile: Profile) -> None:
         super().__init__()
         self.text_encoder = text_encoder
+        self.chunks, self.clip_skip = profile.prompt_chunks, profile.clip_skip
+        self.rows, self.negatives = profile.rows, profile.rows - profile.batch
+
+    def encode(self, ids: Tensor) -> tuple[Any, Tensor]:
+        """Return the text encoder's output by chunk, and the hidden states by row."""
+        if self.chunks > 1:
+            ids = ids.reshape(self.rows * self.chunks, -1)
+        output = self.text_encoder(ids, output_hidden_states=True)
+        states: Tensor = output.hidden_states[-2]
+        if self.clip_skip:
+            count = self.negatives * self.chunks
+            states = torch.cat([states[:count], output.hidden_states[-2 - self.clip_skip][count:]])
+        if self.chunks > 1:
+            states = states.reshape(self.rows, -1, states.shape[-1])
+        return output, states
 
     def forward(self, input_ids: Tensor, prompt_mask: Tensor) -> Tensor:
-        output = self.text_encoder(input_ids, output_hidden_states=True)
-        return _masked(output.hidden_states[-2], prompt_mask)
+        return _masked(self.encode(input_ids)[1], prompt_mask)
 
 
-class TextEncoder2(nn.Module):
-    """input_ids_2, prompt_mask -> hidden_states_2 as above, and text_embeds, the projected end-of-text state."""
+class TextEncoder2(TextEncoder):
+    """input_ids_2, prompt_mask -> hidden_states_2 as above, and text_embeds, the first chunk's projected end state."""
 
-    def __init__(self, text_encoder: Any) -> None:
-        super().__init__()
-        self.text_encoder = text_encoder
-
-    def forward(self, input_ids_2: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:
-        output = self.text_encoder(input_ids_2, output_hidden_states=True)
-        return _masked(output.hidden_states[-2], prompt_mask), _masked(output.text_embeds, prompt_mask)
+    def forward(self, input_ids_2: Tensor, prompt_mask: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        output, states = self.encode(input_ids_2)
+        pooled = output.text_embeds
+        if self.chunks > 1:
+            pooled = pooled.reshape(self.rows, self.chunks, -1)[:, 0]
+        return _masked(states, prompt_mask), _masked(pooled, prompt_mask)
 
 
 class Denoiser(nn.Module):
@@ -61,6 +78,7 @@ class Denoiser(nn.Module):
         text_embeds: Tensor,
         time_ids: Tensor,
         guidance_scale: Tensor | None = None,
+        guidance_rescale: Tensor | None = None,
     ) -> Tensor:
         scale = inverse_norm(sigma)
         sample = latents * scale
@@ -77,6 +95,10 @@ class Denoiser(nn.Module):
         if guidance_scale is not None:
             negative, positive = prediction.chunk(2)
             prediction = negative + guidance_scale * (positive - negative)
+            if guidance_rescale is not None:
+                # Section 3.4 of arXiv 2305.08891: the deviation of the prompt's own prediction.
+                ratio = _deviation(positive) / _deviation(prediction)
+                prediction = guidance_rescale * (prediction * ratio) + (1 - guidance_rescale) * prediction
         return euler_step(latents, prediction, sigma, sigma_next, scale, self.prediction_type)
 
 
@@ -136,7 +158,13 @@ def build_module(
     if profile.precision == "fp32":
         # In float32 TensorRT has no fused kernel for CLIP's masked attention; plain matrix products always build.
         model.set_attn_implementation("eager")
-    return (TextEncoder if component == "text_encoder" else TextEncoder2)(model).eval()
+    return (TextEncoder if component == "text_encoder" else TextEncoder2)(model, profile).eval()
+
+
+def _deviation(prediction: Tensor) -> Tensor:
+    """Return the standard deviation of each row, [rows, 1, 1, 1]."""
+    centred = prediction - prediction.mean(dim=(1, 2, 3), keepdim=True)
+    return centred.square().mean(dim=(1, 2, 3), keepdim=True).sqrt()
 
 
 def _masked(states: Tensor, prompt_mask: Tensor) -> Tensor:

@@ -26,7 +26,14 @@ def example_inputs(component: Component, seed: int = 0) -> dict[str, Tensor]:
     A noise level of 1 that falls to 0 gives the prediction and the latents equal weight in the result.
     """
     generator = torch.Generator().manual_seed(seed)
-    fixed = {"sigma": 1.0, "sigma_next": 0.0, "timestep": 500.0, "guidance_scale": 3.5, "time_ids": 512.0}
+    fixed = {
+        "sigma": 1.0,
+        "sigma_next": 0.0,
+        "timestep": 500.0,
+        "guidance_scale": 3.5,
+        "guidance_rescale": 0.7,
+        "time_ids": 512.0,
+    }
     fixed |= {"prompt_mask": 1.0}
     inputs = {}
     for tensor in component.inputs:

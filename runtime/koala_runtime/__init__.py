@@ -1,8 +1,9 @@
 """Plans in, pictures out; this is the package that products embed.
 
 - ``pipeline``: the call itself, spelled as in diffusers; ``steps``: the same as a loop of the caller's
-- ``request``: a call, checked; ``inputs``: the numbers it puts into a program; ``output``: what it returns
-- ``prompts``, ``noise``, ``schedule``: what the host computes for a picture
+- ``arguments``: what a call takes; ``request``: a call, checked: ``conditioning`` of it, ``seeds`` of its noise
+- ``inputs``: the numbers it puts into a program; ``output``: what it returns
+- ``prompts``, ``weighting``, ``noise``, ``schedule``: what the host computes for a picture; ``arrays``: the caller's
 - ``program``: a picture as calls in order, and where its tensors lie; ``executor``: runs it on a device
 - ``devices``: the processor, an NVIDIA GPU and a simulated one; ``opening``: makes an executor of one
 - ``selection``: chooses and checks the engines of a bundle; ``budget``: the device memory that a picture takes
@@ -29,6 +30,7 @@ from koala_bundle.errors import (
 )
 
 if TYPE_CHECKING:
+    from koala_runtime.arguments import Arguments
     from koala_runtime.output import DeviceImages, PipelineOutput
     from koala_runtime.pipeline import Pipeline
     from koala_runtime.recipe import Recipe, read_recipe, to_png
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ArgumentError",
+    "Arguments",
     "BuildError",
     "BundleError",
     "CheckpointError",
@@ -56,6 +59,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "Arguments": "arguments",
     "DeviceImages": "output",
     "Pipeline": "pipeline",
     "PipelineOutput": "output",

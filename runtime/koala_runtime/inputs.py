@@ -2,38 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from koala_bundle.manifest import Manifest
+from koala_runtime.conditioning import Condition
 from koala_runtime.devices.base import Array
 from koala_runtime.request import Request
+from koala_runtime.weighting import weigh
+
+TEXT_INPUTS = ("input_ids", "input_ids_2", "prompt_mask")
+EMBEDDINGS = ("hidden_states", "hidden_states_2", "text_embeds")
 
 
 def prepare(manifest: Manifest, request: Request, chunk: slice) -> dict[str, Array]:
-    """Return the inputs for the prompts ``chunk`` of a request, by tensor name.
+    """Return the inputs for the pictures ``chunk`` of a request, by tensor name.
 
     A batch is static: where ``chunk`` is shorter, its last prompt fills the rows that are left, and their latents are
     zero. Rows of the text encoders are [negatives, prompts] with guidance, [prompts] without. What changes with the
     step is [steps, 1]; ``koala_bundle.tensors.components`` describes every tensor.
     """
     profile, schedule = manifest.profile, request.schedule
-    wanted = range(len(request.prompts))[chunk]
-    rows = [*wanted, *[wanted[-1]] * (profile.batch - len(wanted))]
-    ids, ids_2 = (all_ids[rows] for all_ids in request.prompt_ids)
-    texts: list[str | None] = [request.prompts[row] for row in rows]
-    if profile.cfg:
-        negative_ids, negative_ids_2 = (all_ids[rows] for all_ids in request.negative_ids)
-        ids, ids_2 = np.concatenate([negative_ids, ids]), np.concatenate([negative_ids_2, ids_2])
-        texts = [*(request.negative_prompts[row] for row in rows), *texts]
-    zeroed = manifest.spec.force_zeros_for_empty_prompt
-    steps = len(schedule.timesteps)
-    noise = np.zeros((profile.batch, *request.latents.shape[1:]), np.float32)
-    noise[: len(wanted)] = request.latents[chunk] * np.float32(schedule.init_noise_sigma)
+    rows, sides = _rows(manifest, request, chunk), _sides(manifest, request)
+    ids, ids_2 = (np.concatenate([side.tokens[which].ids[rows] for side in sides]) for which in (0, 1))
+    steps, latents = len(schedule.timesteps), request.noise.latents
+    noise = np.zeros((profile.batch, *latents.shape[1:]), np.float32)
+    noise[: len(latents[chunk])] = latents[chunk] * np.float32(schedule.init_noise_sigma)
     inputs: dict[str, Array] = {
         "input_ids": ids,
         "input_ids_2": ids_2,
-        "prompt_mask": np.array([0.0 if text is None and zeroed else 1.0 for text in texts], np.float32),
-        "time_ids": np.tile(request.time_ids, (profile.rows, 1)),
+        "prompt_mask": np.repeat(np.array([0 if side.zeroed else 1 for side in sides], np.float32), profile.batch),
+        "time_ids": np.repeat(np.stack([side.time_ids for side in sides]), profile.batch, axis=0),
         "timestep": schedule.timesteps.reshape(steps, 1),
         "sigma": schedule.sigmas[:-1].reshape(steps, 1),
         "sigma_next": schedule.sigmas[1:].reshape(steps, 1),
@@ -42,4 +42,41 @@ def prepare(manifest: Manifest, request: Request, chunk: slice) -> dict[str, Arr
     if profile.cfg:
         # At 1 the guided prediction is the prompt's own: u + 1 * (c - u) = c.
         inputs["guidance_scale"] = np.array([max(request.guidance_scale, 1.0)], np.float32)
+    if profile.guidance_rescale:
+        inputs["guidance_rescale"] = np.array([request.guidance_rescale], np.float32)
     return inputs
+
+
+def embed(
+    manifest: Manifest, request: Request, chunk: slice, inputs: Mapping[str, Array], encoded: Mapping[str, Array]
+) -> dict[str, Array]:
+    """Return ``inputs`` for a program without text encoders, to which embeddings are inputs.
+
+    ``encoded``: EMBEDDINGS as the text encoders made them of ``inputs``. Words are weighed in them, and what the caller
+    gave takes its place.
+    """
+    batch, rows = manifest.profile.batch, _rows(manifest, request, chunk)
+    width = manifest.spec.text_encoder.hidden_size
+    both = [encoded[name].astype(np.float32) for name in EMBEDDINGS]
+    for place, side in enumerate(_sides(manifest, request)):
+        mine = slice(place * batch, (place + 1) * batch)
+        if side.embeddings is not None:
+            hidden = side.embeddings.hidden[rows]
+            for values, given in zip(
+                both, (hidden[..., :width], hidden[..., width:], side.embeddings.pooled[rows]), strict=True
+            ):
+                values[mine] = given
+        elif side.weighed:
+            for values, tokens in zip(both, side.tokens, strict=False):
+                values[mine] = weigh(values[mine], tokens.weights[rows], tokens.ends[rows])
+    kept = {name: values for name, values in inputs.items() if name not in TEXT_INPUTS}
+    return kept | {name: values.astype(encoded[name].dtype) for name, values in zip(EMBEDDINGS, both, strict=True)}
+
+
+def _rows(manifest: Manifest, request: Request, chunk: slice) -> list[int]:
+    wanted = range(request.count)[chunk]
+    return [*wanted, *[wanted[-1]] * (manifest.profile.batch - len(wanted))]
+
+
+def _sides(manifest: Manifest, request: Request) -> tuple[Condition, ...]:
+    return (request.negative, request.prompt) if manifest.profile.cfg else (request.prompt,)

@@ -33,10 +33,11 @@ class DeviceImages:
 
 @dataclass(frozen=True)
 class PipelineOutput:
-    """``images``: a list of PIL images, or float32 [n, height, width, 3] in [0, 1], or DeviceImages.
+    """``images``: a list of PIL images, or float32 [n, height, width, 3] in [0, 1], or DeviceImages, or latents.
 
-    ``seed`` repeats them, and so do the ``recipes``, one per picture. ``timings``, if they were asked for: seconds by
-    the device's clock of each run of each component and of both copies.
+    Latents are float32 [n, channels, height / 8, width / 8]. ``seed`` repeats all pictures; it is None where each has
+    one of its own, or none. The ``recipes``, one per picture, repeat each. ``timings``, if they were asked for: seconds
+    by the device's clock of each run of each component and of both copies.
     """
 
     images: Any
@@ -45,8 +46,10 @@ class PipelineOutput:
     timings: dict[str, list[float]] | None = None
 
 
-def hand_over(pictures: NDArray[np.uint8], output_type: str) -> Any:
-    """Return a copy of uint8 [n, height, width, 3] as ``output_type`` wants it: ``pil`` or ``np``."""
+def hand_over(pictures: NDArray[Any], output_type: str) -> Any:
+    """Return a copy of uint8 [n, height, width, 3] as ``output_type`` wants it: ``pil``, ``np`` or, of latents, ``latent``."""
+    if output_type == "latent":
+        return pictures.copy()
     if output_type == "pil":
         return [Image.fromarray(picture) for picture in pictures]
     return np.divide(pictures, np.float32(255), dtype=np.float32)

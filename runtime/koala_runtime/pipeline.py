@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack, cast
 
 from koala_bundle import __version__
 from koala_bundle.errors import ArgumentError, DeviceError
 from koala_bundle.manifest import TOKENIZERS
+from koala_runtime.arguments import Arguments, Text
 from koala_runtime.budget import budget
+from koala_runtime.devices.base import Array
 from koala_runtime.executor import Executor
-from koala_runtime.inputs import prepare
+from koala_runtime.inputs import EMBEDDINGS, embed, prepare
 from koala_runtime.opening import open_executor
 from koala_runtime.output import DeviceImages, PipelineOutput, hand_over, join
 from koala_runtime.program import make_program
 from koala_runtime.prompts import PromptEncoder
 from koala_runtime.recipe import SCHEMA_VERSION, Recipe
-from koala_runtime.request import Callback, Floats, Request, make_request
+from koala_runtime.request import Request, make_request
 from koala_runtime.run import Run
 from koala_runtime.selection import EngineSet, open_engines
 from koala_runtime.steps import Step, Steps, call_back, stepwise
@@ -55,9 +58,11 @@ class Pipeline:
         engines = open_engines(Path(bundle), target, device, verify=verify)
         self.manifest, self.target, self.digest = engines.manifest, engines.target, engines.digest
         self.budget = budget(engines.manifest, engines.record)
-        self._encoder = PromptEncoder((engines.path / TOKENIZERS[0], engines.path / TOKENIZERS[1]))
+        self._encoder = PromptEncoder(
+            (engines.path / TOKENIZERS[0], engines.path / TOKENIZERS[1]), self.manifest.profile.prompt_chunks
+        )
         self.executor = executor(engines, low_memory)
-        self._runs: dict[int, Run] = {}
+        self._runs: dict[tuple[int, bool], Run] = {}
         self._turn = threading.Lock()
         self._drawing_thread: int | None = None
         self._closed = self._cancelled = False
@@ -86,70 +91,26 @@ class Pipeline:
         """Let the call that is running in another thread return with the pictures that it has finished by then."""
         self._cancelled = True
 
-    def __call__(
-        self,
-        prompt: str | Sequence[str],
-        negative_prompt: str | Sequence[str] | None = None,
-        *,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        seed: int | None = None,
-        latents: Floats | None = None,
-        output_type: str = "pil",
-        callback_on_step_end: Callback | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
-        callback_steps: int = 1,
-        timings: bool = False,
-        stream: Any = None,
-        original_size: tuple[int, int] | None = None,
-        crops_coords_top_left: tuple[int, int] = (0, 0),
-        target_size: tuple[int, int] | None = None,
-    ) -> PipelineOutput:
-        """Draw one picture per prompt.
+    def __call__(self, prompt: Text | None = None, **arguments: Unpack[Arguments]) -> PipelineOutput:
+        """Draw one picture per prompt, or ``num_images_per_prompt`` of each.
 
-        Steps and guidance default to the bundle's own. ``seed`` gives the noise that ``torch.randn`` draws with a CPU
-        generator of this seed for all prompts together; ``latents`` (float32 [n, channels, height / 8, width / 8],
-        unit variance) replaces it. ``guidance_scale`` of 1 or less switches guidance off, as in diffusers.
-        ``output_type``: ``pil``, ``np`` or, on a GPU and for no more prompts than the bundle's batch, ``device``.
-
-        ``callback_on_step_end(pipeline, step, timestep, {"latents": ...})`` is called after every ``callback_steps``
-        steps and may return other latents; with ``images`` among its tensors it also gets a preview, uint8 [batch,
-        height, width, 3]. With more prompts than the bundle's batch it sees the steps of each batch in turn.
-        ``timings`` measures each part of the picture, and excludes a callback. ``stream`` is a CUDA stream (an integer,
-        or anything with ``__cuda_stream__``): drawing begins when the work that it holds so far is done, such as the
-        last use of DeviceImages. The sizes are SDXL's micro-conditioning, (height, width) in pixels, by default the
-        bundle's own size.
+        The other arguments are those of diffusers' StableDiffusionXLPipeline; ``koala_runtime.Arguments`` has them all.
+        Steps and guidance default to the bundle's own. With ``return_dict=False`` it returns the tuple ``(images,)``,
+        which the type does not say.
 
         Raises ArgumentError for whatever cannot be drawn, and DeviceError if the GPU fails.
         """
-        request = make_request(
-            self.manifest,
-            self.target,
-            self._encoder,
-            prompt=prompt,
-            negative_prompt=negative_prompt,
-            num_inference_steps=num_inference_steps,
-            guidance_scale=guidance_scale,
-            seed=seed,
-            latents=latents,
-            output_type=output_type,
-            callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-            callback_steps=callback_steps,
-            timings=timings,
-            stream=stream,
-            original_size=original_size,
-            crops_coords_top_left=crops_coords_top_left,
-            target_size=target_size,
-        )
+        request = make_request(self.manifest, self.target, self._encoder, prompt, arguments)
         steps = Steps(self._draw(request, one_by_one=request.callback is not None))
         if request.callback is not None:
-            return call_back(self, request.callback, steps)
-        for _ in steps:
-            pass
-        return steps.output
+            output = call_back(self, request.callback, steps)
+        else:
+            for _ in steps:
+                pass
+            output = steps.output
+        return output if request.return_dict else cast("PipelineOutput", (output.images,))
 
-    def steps(self, prompt: str | Sequence[str], **arguments: Any) -> Steps:
+    def steps(self, prompt: Text | None = None, **arguments: Unpack[Arguments]) -> Steps:
         """Draw step by step, in a loop of the caller's.
 
             for step in pipe.steps("a koala", seed=0):
@@ -160,8 +121,11 @@ class Pipeline:
         for name in ("callback_on_step_end", "timings"):
             if arguments.get(name):
                 raise ArgumentError(name, expected="none in a loop over steps", found="one", fix="leave it out")
-        request = make_request(self.manifest, self.target, self._encoder, prompt=prompt, **arguments)
+        request = make_request(self.manifest, self.target, self._encoder, prompt, arguments)
         return Steps(self._draw(request, one_by_one=True))
+
+    def set_progress_bar_config(self, **_: Any) -> None:
+        """Take what diffusers' pipelines take, and do nothing: a call shows no progress bar. ``steps`` can feed one."""
 
     def _draw(self, request: Request, *, one_by_one: bool) -> Generator[Step, None, PipelineOutput]:
         """Draw batch after batch; yields after every step if they are taken ``one_by_one``."""
@@ -172,51 +136,80 @@ class Pipeline:
             if request.stream is not None:
                 with self.executor.device.current():
                     self.executor.device.wait_stream(request.stream)
-            for start in range(0, len(request.prompts), batch):
+            for start in range(0, request.count, batch):
                 if pictures and self._cancelled:
                     break
                 chunk = slice(start, start + batch)
-                with self._run(len(timesteps)) as run:
-                    run.fill(prepare(self.manifest, request, chunk))
-                    if one_by_one:
-                        yield from stepwise(run, timesteps)
+                inputs = self._inputs(request, chunk)
+                with self._run(len(timesteps), text_encoders=not request.embedded) as run:
+                    run.fill(inputs)
+                    if one_by_one or request.output_type == "latent":
+                        loop = stepwise(run, timesteps, decode=request.output_type != "latent")
+                        if one_by_one:
+                            yield from loop
+                        else:
+                            deque(loop, maxlen=0)
                     elif request.timings:
                         for part, seconds in run.timed():
                             times.setdefault(part, []).append(seconds)
                     else:
                         run.draw()
-                    images = run.images[: len(request.prompts[chunk])]
+                    made = run.read(run.program.latents[-1]) if request.output_type == "latent" else run.images
+                    made = made[: len(request.prompt.texts[chunk])]
                     if request.output_type == "device":
-                        held = DeviceImages(run.images_address, images.shape, self)
-                        return self._output(request, held, len(images), times)
-                    pictures.append(hand_over(images, request.output_type))
+                        held = DeviceImages(run.images_address, made.shape, self)
+                        return self._output(request, held, len(made), times)
+                    pictures.append(hand_over(made, request.output_type))
         drawn = join(pictures)
         return self._output(request, drawn, len(drawn), times)
 
+    def _inputs(self, request: Request, chunk: slice) -> dict[str, Array]:
+        """Return the inputs of one batch; where embeddings are given or weighed, text encoders run before it."""
+        inputs = prepare(self.manifest, request, chunk)
+        if not request.embedded:
+            return inputs
+        with self._run(len(request.schedule.timesteps), text_encoders=True) as run:
+            run.fill(inputs)
+            run.encode()
+            tensors = {name: place for call in run.program.encode for name, place in call.tensors.items()}
+            encoded = {name: run.read(tensors[name]) for name in EMBEDDINGS}
+        return embed(self.manifest, request, chunk, inputs, encoded)
+
     def _output(self, request: Request, images: Any, count: int, times: dict[str, list[float]]) -> PipelineOutput:
         recipes = tuple(self._recipe(request, index) for index in range(count))
-        return PipelineOutput(images, request.seed, recipes, times or None)
+        return PipelineOutput(images, request.noise.seed, recipes, times or None)
 
     def _recipe(self, request: Request, index: int) -> Recipe:
-        profile, sizes = self.manifest.profile, [float(side) for side in request.time_ids]
+        profile, sides = self.manifest.profile, (request.prompt, request.negative)
+        sizes, negative_sizes = (tuple(float(side) for side in each.time_ids) for each in sides)
         return Recipe(
             schema_version=SCHEMA_VERSION,
             version=__version__,
             bundle=self.digest,
             target=self.target.name,
-            prompt=request.prompts[index],
-            negative_prompt=request.negative_prompts[index],
-            seed=request.seed,
+            prompt=request.prompt.texts[index],
+            prompt_2=request.prompt.texts_2[index],
+            negative_prompt=request.negative.texts[index],
+            negative_prompt_2=request.negative.texts_2[index],
+            weighted=request.weighted,
+            embeddings=any(each.embeddings is not None for each in sides),
+            seed=request.noise.seeds[index],
+            seed_alone=request.noise.alone,
             index=index,
-            count=len(request.prompts),
+            count=request.count,
             num_inference_steps=request.num_inference_steps,
+            denoising_end=request.denoising_end,
             guidance_scale=request.guidance_scale,
+            guidance_rescale=request.guidance_rescale,
             sampler="Euler",
             height=profile.height,
             width=profile.width,
-            original_size=tuple(sizes[:2]),
-            crops_coords_top_left=tuple(sizes[2:4]),
-            target_size=tuple(sizes[4:]),
+            original_size=sizes[:2],
+            crops_coords_top_left=sizes[2:4],
+            target_size=sizes[4:],
+            negative_original_size=negative_sizes[:2],
+            negative_crops_coords_top_left=negative_sizes[2:4],
+            negative_target_size=negative_sizes[4:],
         )
 
     @contextmanager
@@ -237,26 +230,28 @@ class Pipeline:
                 self._drawing_thread = None
 
     @contextmanager
-    def _run(self, steps: int) -> Iterator[Run]:
+    def _run(self, steps: int, *, text_encoders: bool) -> Iterator[Run]:
         """Give the graphs for a number of steps; after a failure they are not used again."""
-        run = self._runs.pop(steps, None)
+        key = steps, text_encoders
+        run = self._runs.pop(key, None)
         if run is None:
-            program = make_program(self.manifest.components, steps, half=self.executor.half)
+            components, half = self.manifest.components, self.executor.half
+            program = make_program(components, steps, half=half, text_encoders=text_encoders)
             if not self.executor.has_room(program):  # the graphs that there are refer to the memory that is given up
                 self._drop(*self._runs)
             run = Run(self.executor, program)
-        self._runs[steps] = run  # most recent last
+        self._runs[key] = run  # most recent last
         if len(self._runs) > _KEPT_RUNS:
             self._drop(next(iter(self._runs)))
         try:
             yield run
         except DeviceError:
             with suppress(DeviceError):
-                self._drop(steps)
+                self._drop(key)
             with suppress(DeviceError):
                 self.executor.unload()
             raise
 
-    def _drop(self, *steps: int) -> None:
-        for count in steps:
-            self._runs.pop(count).close()
+    def _drop(self, *keys: tuple[int, bool]) -> None:
+        for key in keys:
+            self._runs.pop(key).close()

@@ -85,12 +85,16 @@ class Program:
         return replace(self.decode, tensors={**self.decode.tensors, LATENTS: self.latents[step + 1]})
 
 
-def make_program(components: Sequence[Component], steps: int, *, half: str = "float16") -> Program:
-    """Return the program of a picture with ``steps`` steps.
+def make_program(
+    components: Sequence[Component], steps: int, *, half: str = "float16", text_encoders: bool = True
+) -> Program:
+    """Return the program of a picture with ``steps`` steps; without ``text_encoders`` embeddings are inputs.
 
     ``half`` is the dtype that float16 tensors have where it runs: float32 on the processor. Every tensor has its own
     place, at a multiple of 256 bytes: together they are a few tens of megabytes, little beside the weights.
     """
+    if not text_encoders:
+        components = [component for component in components if component.name not in TEXT_ENCODERS]
     by_name = {component.name: component for component in components}
     prologue = by_name.get(PROLOGUE)
     # The prologue computes a fixed number of steps at once; its last run may compute more than needed.
@@ -115,7 +119,7 @@ def make_program(components: Sequence[Component], steps: int, *, half: str = "fl
         return Call(name, {tensor.name: where[tensor.name] for tensor in (*component.inputs, *component.outputs)})
 
     tables = [tensor for tensor in tensors.values() if tensor.per_step]
-    encode = [call(name, {}) for name in TEXT_ENCODERS]
+    encode = [call(name, {}) for name in TEXT_ENCODERS if text_encoders]
     if prologue:
         pieces = ({t.name: places[t.name].rows(start, at_once) for t in tables} for start in starts)
         encode += [call(PROLOGUE, piece) for piece in pieces]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -10,28 +12,124 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from koala_bundle.errors import ArgumentError, BundleError
+from koala_runtime.weighting import Fragment, parse
 
-MAX_CHARACTERS = 20_000  # far beyond what 77 tokens can hold; stops a document pasted by mistake
+MAX_CHARACTERS = 20_000  # far beyond what a model reads; stops a document pasted by mistake
 
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """What a text encoder reads of n texts, in chunks of its sequence length.
+
+    ``ids`` int32 and ``weights`` float32 [n, tokens]; ``ends`` int32 [n, chunks]: where in each chunk its text ends.
+    """
+
+    ids: NDArray[np.int32]
+    weights: NDArray[np.float32]
+    ends: NDArray[np.int32]
+
+    def repeated(self, times: int) -> Tokens:
+        """Return these with each text ``times`` times in succession."""
+        ids, weights, ends = self.ids, self.weights, self.ends
+        return Tokens(ids.repeat(times, 0), weights.repeat(times, 0), ends.repeat(times, 0))
+
+
 class PromptEncoder:
-    """The two tokenizers of a bundle; padding and truncation to 77 tokens are part of their files."""
+    """The two tokenizers of a bundle, which reads ``chunks`` chunks of 77 tokens (the length is in their files).
 
-    def __init__(self, folders: tuple[Path, Path]) -> None:
-        self._tokenizers = tuple(_load(folder / "tokenizer.json") for folder in folders)
+    A chunk is 75 tokens between a start and an end, the last one padded; a text that is shorter gets empty chunks.
+    """
 
-    def encode(self, texts: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Return the token ids for both text encoders, int32 [len(texts), 77] each."""
-        both = []
-        for tokenizer in self._tokenizers:
-            encodings = tokenizer.encode_batch(texts)
-            both.append(np.array([encoding.ids for encoding in encodings], np.int32))
-        for text, encoding in zip(texts, encodings, strict=True):
-            if encoding.overflowing:
-                _log.warning("the model reads 77 tokens at most; the end of this prompt is ignored: %.60s...", text)
-        return both[0], both[1]
+    def __init__(self, folders: tuple[Path, Path], chunks: int = 1) -> None:
+        self._tokenizers = tuple(_ChunkTokenizer(folder / "tokenizer.json", chunks) for folder in folders)
+
+    def encode(
+        self, texts: Sequence[str], texts_2: Sequence[str] | None = None, *, weighted: bool = False
+    ) -> tuple[Tokens, Tokens]:
+        """Return the tokens of ``texts`` for the first text encoder and of ``texts_2``, or the same, for the second."""
+        first, second = self._tokenizers
+        tokens = first.encode(texts, weighted), second.encode(texts if texts_2 is None else texts_2, weighted)
+        for text, chunks in (tokens[0].cut | tokens[1].cut).items():
+            _log.warning(
+                "the model reads %d tokens at most; the end of this prompt is ignored: %.60s... "
+                "(a bundle made with `koala export --prompt-chunks %d` reads all of it)",
+                first.tokens,
+                text,
+                chunks,
+            )
+        return tokens[0].tokens, tokens[1].tokens
+
+
+@dataclass(frozen=True, eq=False)
+class _Encoded:
+    """Tokens; and the texts of which there were more, with the number of chunks that they take."""
+
+    tokens: Tokens
+    cut: dict[str, int]
+
+
+class _ChunkTokenizer:
+    """One tokenizer; its file says how long a chunk is and what pads it."""
+
+    def __init__(self, path: Path, chunks: int) -> None:
+        self._tokenizer = _load(path)
+        self._chunks = chunks
+        empty = self._tokenizer.encode("").ids
+        self._length, (self._start, self._end), self._pad = len(empty), empty[:2], empty[-1]
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._vectors = _vectors(self._tokenizer)
+        self.tokens = chunks * self._length
+
+    def encode(self, texts: Sequence[str], weighted: bool) -> _Encoded:
+        ids = np.full((len(texts), self._chunks, self._length), self._pad, np.int32)
+        ids[:, :, 0], ids[:, :, 1] = self._start, self._end
+        weights = np.ones(ids.shape, np.float32)
+        ends = np.ones(ids.shape[:2], np.int32)
+        cut = {}
+        for row, text in enumerate(texts):
+            chunks = [*self._split(parse(text) if weighted else [Fragment(text)])]
+            for place, chunk in enumerate(chunks[: self._chunks]):
+                end = ends[row, place] = len(chunk) + 1
+                ids[row, place, 1 : end + 1] = [*(token for token, _ in chunk), self._end]
+                weights[row, place, 1:end] = [weight for _, weight in chunk]
+            if len(chunks) > self._chunks:
+                cut[text] = len(chunks)
+        return _Encoded(Tokens(ids.reshape(len(texts), -1), weights.reshape(len(texts), -1), ends), cut)
+
+    def _split(self, fragments: Sequence[Fragment]) -> Iterator[list[tuple[int, float]]]:
+        """Yield chunks of (id, weight), at least one."""
+        chunk: list[tuple[int, float]] = []
+        for fragment in fragments:
+            if fragment.text is None:
+                yield chunk
+                chunk = []
+                continue
+            for token in self._ids(fragment.text):
+                if len(chunk) == self._length - 2:
+                    yield chunk
+                    chunk = []
+                chunk.append((token, fragment.weight))
+        yield chunk
+
+    def _ids(self, text: str) -> Iterator[int]:
+        for token in self._tokenizer.encode(text, add_special_tokens=False).ids:
+            yield from self._vectors.get(token, (token,))
+
+
+def _vectors(tokenizer: Tokenizer) -> dict[int, tuple[int, ...]]:
+    """Return the ids of each learned word of several vectors, by its first: ``<word>``, ``<word>_1``, ``<word>_2``."""
+    added = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
+    words = {}
+    for content, number in added.items():
+        ids = [number]
+        while (more := added.get(f"{content}_{len(ids)}")) is not None:
+            ids.append(more)
+        if len(ids) > 1:
+            words[number] = tuple(ids)
+    return words
 
 
 def check_text(argument: str, text: object) -> str:

@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from koala_bundle.codec import CodecError, from_json, to_json
 from koala_bundle.errors import ArgumentError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 KEY, A1111_KEY = "koala", "parameters"
 _FIX = "pass a PNG file that koala-trt wrote, unchanged"
 
@@ -25,28 +25,39 @@ _FIX = "pass a PNG file that koala-trt wrote, unchanged"
 class Recipe:
     """One picture of a call.
 
-    ``seed`` drew the noise of all ``count`` pictures of the call, of which this is the one at ``index``; it is None
-    where the caller brought latents, and such a picture cannot be drawn again. Sizes are (height, width) in pixels.
-    ``bundle`` is the SHA-256 of the bundle's manifest.json, ``version`` that of koala-trt.
+    ``seed`` drew the noise of all ``count`` pictures of the call, of which this is the one at ``index``, or with
+    ``seed_alone`` that of this one. It is None where the caller brought latents or a generator that had drawn before;
+    ``embeddings`` says that he brought embeddings. Such a picture cannot be drawn again. Sizes are (height, width) in
+    pixels. ``bundle`` is the SHA-256 of the bundle's manifest.json, ``version`` that of koala-trt.
     """
 
     schema_version: int
     version: str
     bundle: str
     target: str
-    prompt: str
+    prompt: str | None
+    prompt_2: str | None
     negative_prompt: str | None
+    negative_prompt_2: str | None
+    weighted: bool
+    embeddings: bool
     seed: int | None
+    seed_alone: bool
     index: int
     count: int
     num_inference_steps: int
+    denoising_end: float | None
     guidance_scale: float
+    guidance_rescale: float
     sampler: str
     height: int
     width: int
     original_size: tuple[float, ...]
     crops_coords_top_left: tuple[float, ...]
     target_size: tuple[float, ...]
+    negative_original_size: tuple[float, ...]
+    negative_crops_coords_top_left: tuple[float, ...]
+    negative_target_size: tuple[float, ...]
 
     @property
     def parameters(self) -> str:
@@ -60,7 +71,7 @@ class Recipe:
             "Model hash": self.bundle[:10],
             "Version": f"koala-trt {self.version}",
         }
-        lines = [self.prompt]
+        lines = [self.prompt or ""]
         if self.negative_prompt is not None:
             lines.append(f"Negative prompt: {self.negative_prompt}")
         lines.append(", ".join(f"{name}: {value}" for name, value in settings.items() if value is not None))

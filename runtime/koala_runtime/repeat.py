@@ -6,6 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from koala_bundle.errors import ArgumentError
 from koala_bundle.manifest import Manifest
 from koala_runtime.noise import randn
@@ -22,6 +24,13 @@ def check_repeatable(recipe: Recipe, digest: str, picture: Path, bundle: Path) -
             found=f"{recipe.bundle[:12]}",
             fix="pass the bundle that drew the picture, or export it again from the same checkpoint with the same "
             "options and versions",
+        )
+    if recipe.embeddings:
+        raise ArgumentError(
+            f"{picture}: prompt",
+            expected="a prompt",
+            found="none, because the picture was drawn from embeddings",
+            fix="pass the same embeddings to the pipeline again",
         )
     if recipe.seed is None:
         raise ArgumentError(
@@ -41,16 +50,27 @@ def repeat_call(recipe: Recipe, manifest: Manifest) -> dict[str, Any]:
     batch = manifest.profile.batch
     shape = manifest.component("vae_decoder").inputs[0].shape[1:]
     first = recipe.index - recipe.index % batch
-    latents = randn((recipe.count, *shape), recipe.seed)[first : first + batch]
+    if recipe.seed_alone:
+        latents = np.concatenate([randn((1, *shape), recipe.seed)] * min(batch, recipe.count - first))
+    else:
+        latents = randn((recipe.count, *shape), recipe.seed)[first : first + batch]
     return {
         "prompt": [recipe.prompt] * len(latents),
+        "prompt_2": recipe.prompt_2,
         "negative_prompt": recipe.negative_prompt,
+        "negative_prompt_2": recipe.negative_prompt_2,
+        "weighted": recipe.weighted,
         "num_inference_steps": recipe.num_inference_steps,
+        "denoising_end": recipe.denoising_end,
         "guidance_scale": recipe.guidance_scale,
+        "guidance_rescale": recipe.guidance_rescale,
         "latents": latents,
         "original_size": recipe.original_size,
         "crops_coords_top_left": recipe.crops_coords_top_left,
         "target_size": recipe.target_size,
+        "negative_original_size": recipe.negative_original_size,
+        "negative_crops_coords_top_left": recipe.negative_crops_coords_top_left,
+        "negative_target_size": recipe.negative_target_size,
     }
 
 
@@ -58,4 +78,5 @@ def repeated_picture(recipe: Recipe, manifest: Manifest, output: PipelineOutput)
     """Return the picture that ``repeat_call`` drew, and its recipe with the seed and place of the call repeated."""
     row = recipe.index % manifest.profile.batch
     drawn = output.recipes[row]
-    return output.images[row], replace(drawn, seed=recipe.seed, index=recipe.index, count=recipe.count)
+    place = replace(drawn, index=recipe.index, count=recipe.count)
+    return output.images[row], replace(place, seed=recipe.seed, seed_alone=recipe.seed_alone)

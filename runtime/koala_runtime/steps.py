@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from koala_bundle.errors import ArgumentError
+from koala_runtime.arrays import Floats, read_latents
 from koala_runtime.output import PipelineOutput
-from koala_runtime.request import Floats, StepCallback, check_latents
+from koala_runtime.request import StepCallback
 from koala_runtime.run import Run
 
 
@@ -34,7 +35,7 @@ class Step:
 
     @latents.setter
     def latents(self, values: Floats) -> None:
-        self._run.write(self._place, check_latents(values, self._place.shape))
+        self._run.write(self._place, read_latents(values, self._place.shape))
 
     def preview(self) -> NDArray[np.uint8]:
         """Decode the latents now: uint8 [batch, height, width, 3]. Costs one run of the VAE decoder."""
@@ -81,13 +82,14 @@ class Steps(Iterator[Step]):
         return self._output
 
 
-def stepwise(run: Run, timesteps: Floats) -> Iterator[Step]:
-    """Draw the program that ``run`` holds, step by step; the images are there at the end."""
+def stepwise(run: Run, timesteps: Floats, *, decode: bool = True) -> Iterator[Step]:
+    """Draw the program that ``run`` holds, step by step; with ``decode`` the images are there at the end."""
     run.encode()
     for index, timestep in enumerate(timesteps):
         run.step(index)
         yield Step(run, index, len(timesteps), float(timestep))
-    run.decode()
+    if decode:
+        run.decode()
 
 
 def call_back(pipeline: object, callback: StepCallback, steps: Steps) -> PipelineOutput:

@@ -99,7 +99,7 @@ def test_one_of_a_batch(bundle: Callable[..., Path], tmp_path: Path) -> None:
     """A picture is drawn again in the row of the batch where it was, beside copies of itself."""
     path = bundle(SHAPE, batch=2)
     with Pipeline(path, "cpu") as pipeline:
-        result = pipeline(["a cat", "a dog", "a koala"], "fog", num_inference_steps=2, seed=5)
+        result = pipeline(["a cat", "a dog", "a koala"], negative_prompt="fog", num_inference_steps=2, seed=5)
     for image, recipe in zip(result.images, result.recipes, strict=True):
         one = tmp_path / f"{recipe.index}.png"
         one.write_bytes(to_png(image, recipe))
@@ -111,7 +111,7 @@ def test_options_beside_a_picture_make_a_variation(bundle: Callable[..., Path], 
     recipe = read_recipe(picture)
     assert read_recipe(tmp_path / "other.png") == replace(recipe, seed=8, num_inference_steps=2)
     with Pipeline(bundle(SHAPE), "cpu") as pipeline:
-        same = pipeline(PROMPT, "fog", num_inference_steps=2, guidance_scale=4.25, seed=8).images[0]
+        same = pipeline(PROMPT, negative_prompt="fog", num_inference_steps=2, guidance_scale=4.25, seed=8).images[0]
     with Image.open(tmp_path / "other.png") as drawn:
         assert drawn.tobytes() == same.tobytes()
 
@@ -156,12 +156,12 @@ CASES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
         "{like}: expected a recipe that koala-trt reads, found a damaged one (index: expected 0 to 0, found 1); {fix}.",
     ),
     "newer schema": (
-        lambda picture, path: with_recipe(picture, path, schema_version=2),
-        "{like}: schema_version: expected 1, found 2; upgrade koala-trt, which is older than the picture.",
+        lambda picture, path: with_recipe(picture, path, schema_version=3),
+        "{like}: schema_version: expected 2, found 3; upgrade koala-trt, which is older than the picture.",
     ),
     "unknown schema": (
         lambda picture, path: with_recipe(picture, path, schema_version="one"),
-        "{like}: expected a recipe that koala-trt reads, found a damaged one (schema_version: expected 1, found one); "
+        "{like}: expected a recipe that koala-trt reads, found a damaged one (schema_version: expected 2, found one); "
         "{fix}.",
     ),
     "another bundle": (

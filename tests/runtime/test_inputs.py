@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from koala_bundle.manifest import Manifest
 from koala_bundle.spec import Profile
 from koala_bundle.targets import CPU
+from koala_runtime.arguments import Arguments
 from koala_runtime.inputs import prepare
 from koala_runtime.noise import randn
 from koala_runtime.program import make_program
+from koala_runtime.prompts import Tokens
 from koala_runtime.request import Request, make_request
 from koala_runtime.schedule import make_schedule
 from tests.support.manifests import MANIFESTS, manifest_of
@@ -27,11 +29,15 @@ STEPS = 5
 class Spelling:
     """An encoder whose ids spell the text, from 1 for the first text encoder and from 1001 for the second."""
 
-    def encode(self, texts: list[str]) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        first = np.zeros((len(texts), LENGTH), np.int32)
-        for row, text in zip(first, texts, strict=True):
-            row[: len(text)] = [ord(letter) for letter in text]
-        return first + 1, first + 1001
+    def encode(self, texts: Sequence[str], texts_2: Sequence[str], *, weighted: bool) -> tuple[Tokens, Tokens]:
+        assert not weighted
+        return self._spell(texts, 1), self._spell(texts_2, 1001)
+
+    def _spell(self, texts: Sequence[str], start: int) -> Tokens:
+        ids = np.full((len(texts), LENGTH), start, np.int32)
+        for row, text in zip(ids, texts, strict=True):
+            row[: len(text)] = [start + ord(letter) for letter in text]
+        return Tokens(ids, np.ones(ids.shape, np.float32), np.ones((len(texts), 1), np.int32))
 
 
 def spell(text: str, start: int = 1) -> list[int]:
@@ -45,7 +51,8 @@ def manifest_for(batch: int = 1, cfg: bool = True, zeroed: bool = True) -> Manif
 
 def request_for(manifest: Manifest, prompt: Any, negative: Any = None, **arguments: Any) -> Request:
     arguments = {"seed": 5, "num_inference_steps": STEPS, "guidance_scale": 1.0} | arguments
-    return make_request(manifest, CPU, Spelling(), prompt=prompt, negative_prompt=negative, **arguments)
+    given = cast("Arguments", {"negative_prompt": negative, **arguments})
+    return make_request(manifest, CPU, Spelling(), prompt, given)
 
 
 def texts(inputs: dict[str, Any], name: str = "input_ids", start: int = 1) -> list[str]:

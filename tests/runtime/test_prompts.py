@@ -76,7 +76,7 @@ def references(checkpoint_tokenizers: Path) -> list[Any]:
 
 
 def assert_same_ids(encoder: PromptEncoder, references: list[Any], texts: list[str]) -> None:
-    for ids, reference in zip(encoder.encode(texts), references, strict=True):
+    for ids, reference in zip((each.ids for each in encoder.encode(texts)), references, strict=True):
         assert ids.dtype == np.int32
         assert ids.shape == (len(texts), LENGTH)
         for text, row in zip(texts, ids.tolist(), strict=True):
@@ -106,7 +106,7 @@ def test_ids_of_any_text(encoder: PromptEncoder, references: list[Any], text: st
 @given(text=any_text)
 @settings(deadline=None, max_examples=50)
 def test_every_row_starts_and_ends_as_clip_expects(encoder: PromptEncoder, text: str) -> None:
-    for ids in encoder.encode([text]):
+    for ids in (each.ids for each in encoder.encode([text])):
         assert ids[0, 0] == START
         assert END in ids[0]  # the second encoder pools at the first of the largest id
         assert ids.min() >= 0
@@ -123,7 +123,7 @@ def test_every_row_starts_and_ends_as_clip_expects(encoder: PromptEncoder, text:
 )
 def test_golden_ids(encoder: PromptEncoder, text: str, first: list[int], second: list[int]) -> None:
     """SDXL's second tokenizer pads with "!", id 0, and so reads every "!" as padding."""
-    for ids, inner, pad in zip(encoder.encode([text]), (first, second), (END, 0), strict=True):
+    for ids, inner, pad in zip((each.ids for each in encoder.encode([text])), (first, second), (END, 0), strict=True):
         wanted = [START, *inner, END]
         assert ids[0].tolist() == wanted + [pad] * (LENGTH - len(wanted))
 

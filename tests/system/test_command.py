@@ -35,7 +35,7 @@ def test_a_picture_says_how_it_was_made(
         assert recipe.prompt == prompt
         assert recipe.seed == 7
         with Pipeline(bundle(SHAPE)) as pipeline:
-            same = pipeline(prompt, "fog", num_inference_steps=3, guidance_scale=4, seed=7).images[0]
+            same = pipeline(prompt, negative_prompt="fog", num_inference_steps=3, guidance_scale=4, seed=7).images[0]
         assert image.tobytes() == same.tobytes()
     assert [path.name for path in tmp_path.iterdir()] == ["koala.png"]
 

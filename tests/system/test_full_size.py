@@ -128,7 +128,7 @@ def test_one_step_matches_diffusers(folders: tuple[Path, Path]) -> None:
     prompt, negative = "a koala asleep in a eucalyptus tree", "worst quality, low quality"
     with Pipeline(bundle) as pipeline:
         started = time.monotonic()
-        got = pipeline(prompt, negative, num_inference_steps=1, seed=0, output_type="np").images
+        got = pipeline(prompt, negative_prompt=negative, num_inference_steps=1, seed=0, output_type="np").images
         print(f"\nours: {time.monotonic() - started:.0f} s")
     reference = StableDiffusionXLPipeline.from_pretrained(
         checkpoint, variant="fp16", dtype=torch.float32, add_watermarker=False

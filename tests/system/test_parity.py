@@ -73,7 +73,7 @@ def difference(
         output_type="np",
         **arguments,
     ).images
-    got = ours(prompt, negative, seed=seed, output_type="np", **arguments).images
+    got = ours(prompt, negative_prompt=negative, seed=seed, output_type="np", **arguments).images
     assert wanted.shape == got.shape
     assert wanted.std() > 0.02, "the reference is one flat colour; comparing it proves nothing"
     return float(np.abs(wanted - got).max())
@@ -154,13 +154,13 @@ def test_a_bundle_without_guidance(shape: str, reference: Any, bundle: Callable[
 def test_the_comparison_can_fail(reference: Any, ours: Pipeline) -> None:
     """What the tests above hold equal changes the picture by more than their bound when it is not."""
     arguments: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 7.5, "output_type": "np", "seed": 0}
-    picture = ours(PROMPTS[0], "", **arguments).images
+    picture = ours(PROMPTS[0], negative_prompt="", **arguments).images
     for changed in (
-        ours("", PROMPTS[0], **arguments),
-        ours(PROMPTS[0] + "!", "", **arguments),
-        ours(PROMPTS[0], "", **(arguments | {"guidance_scale": 6.0})),
-        ours(PROMPTS[0], "", **(arguments | {"num_inference_steps": 5})),
-        ours(PROMPTS[0], "", **arguments, original_size=(512, 512)),
-        ours(PROMPTS[0], "", **arguments, crops_coords_top_left=(16, 16)),
+        ours("", negative_prompt=PROMPTS[0], **arguments),
+        ours(PROMPTS[0] + "!", negative_prompt="", **arguments),
+        ours(PROMPTS[0], negative_prompt="", **(arguments | {"guidance_scale": 6.0})),
+        ours(PROMPTS[0], negative_prompt="", **(arguments | {"num_inference_steps": 5})),
+        ours(PROMPTS[0], negative_prompt="", **arguments, original_size=(512, 512)),
+        ours(PROMPTS[0], negative_prompt="", **arguments, crops_coords_top_left=(16, 16)),
     ):
         assert np.abs(changed.images - picture).max() > 2 * BOUND

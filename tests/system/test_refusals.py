@@ -147,7 +147,7 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
         {"prompt": [b"cat"]},
         "prompt: expected a string, found bytes; pass text, or a list of texts.",
     ),
-    "no text at all": ({"prompt": None}, "prompt: expected text, or a list of texts, found None; pass a string."),
+    "no text at all": ({"prompt": None}, "prompt: expected a text, or prompt_embeds, found neither; pass a prompt."),
     "half a size": (
         {"original_size": (512,)},
         "original_size: expected (height, width) in pixels, found (512,); pass two numbers.",
@@ -162,7 +162,7 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "latents from a callback": (
         {"callback_on_step_end": lambda *_: {"latents": np.zeros(3)}},
-        "latents: expected shape [1, 4, 8, 12], found [3]; pass one set of latents per prompt, at the bundle's size.",
+        "latents: expected shape [1, 4, 8, 12], found [3]; pass one set of latents per picture, at the bundle's size.",
     ),
     "negative prompts": (
         {"prompt": ["a", "b"], "negative_prompt": ["x", "y", "z"]},
@@ -171,8 +171,8 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "seed": ({"seed": 1.5}, "seed: expected a whole number, found 1.5; pass an int, or None."),
     "output type": (
-        {"output_type": "latent"},
-        "output_type: expected pil or np or device, found 'latent'; pass one of these.",
+        {"output_type": "jpeg"},
+        "output_type: expected pil or np or latent or device, found 'jpeg'; pass one of these.",
     ),
     "steps": (
         {"num_inference_steps": 2.5},
@@ -181,12 +181,12 @@ CALLS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "latents of another size": (
         {"latents": np.zeros((1, 4, 8, 8), np.float32)},
-        "latents: expected shape [1, 4, 8, 12], found [1, 4, 8, 8]; pass one set of latents per prompt, at the "
+        "latents: expected shape [1, 4, 8, 12], found [1, 4, 8, 8]; pass one set of latents per picture, at the "
         "bundle's size.",
     ),
     "latents not finite": (
         {"latents": np.full((1, 4, 8, 12), np.nan, np.float32)},
-        "latents: expected finite values, found NaN or infinity; pass normal noise.",
+        "latents: expected finite values, found NaN or infinity; check the latents.",
     ),
 }
 

@@ -124,7 +124,7 @@ def test_swapped_guidance_is_seen(
 
     def swapped(*args: Any, **kwargs: Any) -> Any:
         request = make_request(*args, **kwargs)
-        return replace(request, prompt_ids=request.negative_ids, negative_ids=request.prompt_ids)
+        return replace(request, prompt=request.negative, negative=request.prompt)
 
     monkeypatch.setattr(koala_runtime.pipeline, "make_request", swapped)
     failures = verify(bundle(SHAPE), str(checkpoint(SHAPE))).failures

@@ -48,7 +48,7 @@ def draw_reference(checkpoint: FolderCheckpoint, manifest: Manifest, cases: Sequ
     pictures = []
     for prompt, seed in cases:
         image = pipe(
-            prompt,
+            **conditioning(pipe, prompt, manifest),
             height=profile.height,
             width=profile.width,
             num_inference_steps=sampling.num_inference_steps,
@@ -57,3 +57,27 @@ def draw_reference(checkpoint: FolderCheckpoint, manifest: Manifest, cases: Sequ
         ).images[0]
         pictures.append(np.asarray(image))
     return pictures
+
+
+def conditioning(pipe: Any, prompt: str, manifest: Manifest) -> dict[str, Any]:
+    """Return what diffusers' pipeline is given, so that it attends to as many chunks of text as the bundle does.
+
+    The prompt is the first chunk, at most 77 tokens, and the others are empty.
+    """
+    import torch
+
+    profile = manifest.profile
+    if profile.prompt_chunks == 1:
+        return {"prompt": prompt, "clip_skip": profile.clip_skip}
+    with torch.no_grad():
+        first, empty = (pipe.encode_prompt(text, clip_skip=profile.clip_skip) for text in (prompt, ""))
+    states, negative = (
+        torch.cat([chunk, *[rest] * (profile.prompt_chunks - 1)], dim=1)
+        for chunk, rest in zip(first[:2], empty[:2], strict=True)
+    )
+    return {
+        "prompt_embeds": states,
+        "negative_prompt_embeds": negative,
+        "pooled_prompt_embeds": first[2],
+        "negative_pooled_prompt_embeds": first[3],
+    }

@@ -10,11 +10,14 @@ from koala_cli.options import (
     Batch,
     Bundle,
     Cfg,
+    ClipSkip,
     DefaultGuidance,
     DefaultSteps,
     Gate,
+    GuidanceRescale,
     Height,
     Precision,
+    PromptChunks,
     RandomWeights,
     Source,
     TimestepSpacing,
@@ -38,6 +41,9 @@ def export(
     random_weights: RandomWeights = False,
     gate: Gate = True,
     without: Without = None,
+    prompt_chunks: PromptChunks = 1,
+    clip_skip: ClipSkip = 0,
+    guidance_rescale: GuidanceRescale = False,
 ) -> None:
     """Export a diffusers checkpoint to a bundle of ONNX components.
 
@@ -58,6 +64,9 @@ def export(
         random_weights=random_weights,
         gate=gate,
         without=tuple(without or ()),
+        prompt_chunks=prompt_chunks,
+        clip_skip=clip_skip,
+        guidance_rescale=guidance_rescale,
     )
 
 

@@ -27,6 +27,9 @@ def run(
     bundle: Bundle,
     prompt: Annotated[str | None, argument("PROMPT", "What to draw.")] = None,
     negative_prompt: Annotated[str | None, option("What to avoid; needs guidance above 1.")] = None,
+    weighted: Annotated[
+        bool, option("Read (word:1.3), (word) and [word] in the prompts as weights.", "--weighted")
+    ] = False,
     steps: Annotated[int | None, option("Denoising steps. Default: the bundle's own.")] = None,
     guidance_scale: Annotated[float | None, option("1 or less: none. Default: the bundle's own.")] = None,
     seed: Annotated[int | None, option("Same seed, same picture. Default: random.")] = None,
@@ -57,6 +60,7 @@ def run(
     _check_output(output)
     arguments = {
         "negative_prompt": negative_prompt,
+        "weighted": weighted or None,
         "num_inference_steps": steps,
         "guidance_scale": guidance_scale,
         "seed": seed,

@@ -90,7 +90,8 @@ def drawn(bundle: Path, steps: int) -> tuple[NDArray[np.float32], NDArray[np.flo
 
     settings: dict[str, Any] = {"num_inference_steps": steps, "guidance_scale": 3.5, "output_type": "np"}
     with Pipeline(bundle) as pipe:
-        images = pipe("a small red circle", "a blue square", seed=3, callback_on_step_end=watch, **settings).images
+        settings |= {"negative_prompt": "a blue square", "seed": 3}
+        images = pipe("a small red circle", callback_on_step_end=watch, **settings).images
     return images, latents[-1]
 
 
