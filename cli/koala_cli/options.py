@@ -86,6 +86,10 @@ PromptChunks: TypeAlias = Annotated[
 ClipSkip: TypeAlias = Annotated[
     int, option("Layers of the text encoders that prompts leave out. Default: 0.", metavar="<N>")
 ]
+Embeddings: TypeAlias = Annotated[
+    list[Path] | None,
+    option("Learned words (textual inversion), a safetensors file; repeatable.", "--embedding", metavar="<file>"),
+]
 GuidanceRescale: TypeAlias = Annotated[
     bool, option("Compile the rescaling of guidance in, for calls that ask for it.", "--guidance-rescale")
 ]

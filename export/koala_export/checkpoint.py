@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from koala_bundle.errors import CheckpointError
 from koala_bundle.files import file_entry, relative
 from koala_export.configs import Config
+from koala_export.learned_words import add_tokens, add_vectors, count_tokens, digest_lines, read_words
 from koala_export.presets import Preset
 from koala_export.tokenizer import tokenizer_json
 
@@ -26,6 +27,7 @@ CONFIG_FILES = {
     "scheduler": "scheduler/scheduler_config.json",
     **{name: f"{name}/config.json" for name in MODELS},
 }
+TOKENIZER_OF = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 _PASS_A_FOLDER = "pass a folder saved by diffusers' save_pretrained"
 
 
@@ -73,9 +75,14 @@ def prefix_text_encoder(folder: Path) -> None:
 
 
 class FolderCheckpoint:
-    """A local folder. ``precision`` decides which weight files are preferred where both exist."""
+    """A local folder. ``precision`` decides which weight files are preferred where both exist.
 
-    def __init__(self, folder: Path, precision: str, preset: Preset | None = None) -> None:
+    ``embeddings``: files with learned words, which become part of tokenizers and text encoders.
+    """
+
+    def __init__(
+        self, folder: Path, precision: str, preset: Preset | None = None, embeddings: Sequence[Path] = ()
+    ) -> None:
         self.folder, self.preset = folder, preset
         self.configs: dict[str, Config] = {name: _read_json(folder / file) for name, file in CONFIG_FILES.items()}
         variants = ("fp16", None) if precision == "fp16" else (None, "fp16")
@@ -85,6 +92,12 @@ class FolderCheckpoint:
             self._variants[model], self._weights[model] = _find_weights(folder / model, variants)
         for path in self._weight_files():
             _check_safetensors(path)
+        # 512: transformers' default of CLIPTextConfig.
+        widths = {name: int(self.configs[name].get("hidden_size", 512)) for name in ("text_encoder", "text_encoder_2")}
+        self.words = read_words(embeddings, widths)
+        for encoder in {word.encoder for word in self.words}:
+            rows = count_tokens(self.tokenizer(TOKENIZER_OF[encoder]))
+            self.configs[encoder] = {**self.configs[encoder], "vocab_size": rows}
 
     def digest(self) -> str:
         """SHA-256 over the names and digests of every file that is read."""
@@ -93,6 +106,8 @@ class FolderCheckpoint:
         configs = (self.folder / file for file in CONFIG_FILES.values())
         for path in sorted({*configs, *tokenizers, *self._weight_files()}):
             total.update(f"{relative(self.folder, path)} {file_entry(path).sha256}\n".encode())
+        for line in digest_lines(self.words):
+            total.update(f"{line}\n".encode())
         return total.hexdigest()
 
     def load(self, model: str, dtype: torch.dtype) -> torch.nn.Module:
@@ -113,12 +128,16 @@ class FolderCheckpoint:
             raise _weights_error(
                 self.folder / model, f"{len(wrong)} tensors missing or of another shape, among them {min(wrong)}"
             )
+        if words := [word for word in self.words if word.encoder == model]:
+            add_vectors(module, words, self.configs[model]["vocab_size"])
         return module.eval()  # type: ignore[no-any-return]
 
     def tokenizer(self, name: str) -> bytes:
         """Convert ``vocab.json`` and ``merges.txt`` (or read ``tokenizer.json``)."""
         sequence_length = int(self.configs["text_encoder"].get("max_position_embeddings", 77))
-        return tokenizer_json(self.folder / name, sequence_length)
+        converted = tokenizer_json(self.folder / name, sequence_length)
+        words = [word for word in self.words if TOKENIZER_OF[word.encoder] == name]
+        return add_tokens(converted, words) if words else converted
 
     def weight_names(self, model: str) -> set[str]:
         """Return what the weights of one of MODELS are called in its files."""

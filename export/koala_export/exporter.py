@@ -52,7 +52,10 @@ _TOOLS = ("koala-trt", "torch", "diffusers", "transformers", "onnx", "onnxscript
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Options of an export. None: as the model card or the checkpoint says. ``without`` names passes to leave out."""
+    """Options of an export. None: as the model card or the checkpoint says.
+
+    ``without`` names passes to leave out, ``embeddings`` are files with learned words.
+    """
 
     height: int | None = None
     width: int | None = None
@@ -68,10 +71,11 @@ class ExportOptions:
     prompt_chunks: int = 1
     clip_skip: int = 0
     guidance_rescale: bool = False
+    embeddings: tuple[Path, ...] = ()
 
 
 def options_of(manifest: Manifest) -> ExportOptions:
-    """Return the options that export a bundle like this one again."""
+    """Return the options that export a bundle like this one again, but for files with learned words."""
     profile, sampling = manifest.profile, manifest.sampling
     return ExportOptions(
         height=profile.height,
@@ -97,7 +101,9 @@ def export_bundle(source: str, bundle: Path, options: ExportOptions | None = Non
     BuildError if a component does not convert; the bundle is then absent or as it was.
     """
     options = options or ExportOptions()
-    checkpoint = open_source(source, random_weights=options.random_weights, precision=options.precision)
+    checkpoint = open_source(
+        source, random_weights=options.random_weights, precision=options.precision, embeddings=options.embeddings
+    )
     spec, profile, sampling = _resolve(checkpoint, options)
     origin = Origin(checkpoint.digest(), {tool: version(tool) for tool in _TOOLS})
     gate = "passed" if options.gate else "skipped"

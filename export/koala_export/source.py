@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from koala_bundle.errors import ArgumentError, CheckpointError
@@ -20,10 +21,20 @@ _DOWNLOADED = (
 _NOT_DOWNLOADED = ("*.bin", "*.msgpack", "*.onnx*", "*openvino*", "*.xml", "*.ckpt", "*flax*", "*non_ema*")
 
 
-def open_source(source: str, *, random_weights: bool, precision: str) -> Checkpoint:
-    """Return the checkpoint. Raises CheckpointError or ArgumentError if ``source`` names none."""
+def open_source(source: str, *, random_weights: bool, precision: str, embeddings: Sequence[Path] = ()) -> Checkpoint:
+    """Return the checkpoint, with the learned words in ``embeddings``.
+
+    Raises CheckpointError or ArgumentError if ``source`` names none.
+    """
     preset = PRESETS.get(source)
     if random_weights:
+        if embeddings:
+            raise ArgumentError(
+                "embeddings",
+                expected="none with random weights",
+                found=str(embeddings[0]),
+                fix="leave it out, or export the checkpoint that it was trained for",
+            )
         if preset is None:
             raise ArgumentError(
                 "random_weights",
@@ -34,7 +45,7 @@ def open_source(source: str, *, random_weights: bool, precision: str) -> Checkpo
         return RandomCheckpoint(preset)
     folder = Path(source)
     if folder.is_dir():
-        return FolderCheckpoint(folder, precision)
+        return FolderCheckpoint(folder, precision, None, embeddings)
     if folder.exists():
         raise CheckpointError(
             source, expected="a checkpoint folder", found="a file", fix="pass a folder saved by diffusers"
@@ -49,7 +60,7 @@ def open_source(source: str, *, random_weights: bool, precision: str) -> Checkpo
     hub_name = preset.hub_id if preset is not None else source
     if hub_name is not None and _HUB_NAME.fullmatch(hub_name):
         known = next((known for known in PRESETS.values() if known.hub_id == hub_name), None)
-        return FolderCheckpoint(_download(hub_name, precision), precision, known)
+        return FolderCheckpoint(_download(hub_name, precision), precision, known, embeddings)
     raise CheckpointError(
         source,
         expected=f"a checkpoint folder, a hub name like etri-vilab/koala-lightning-700m, or a preset "

@@ -114,21 +114,25 @@ class _ChunkTokenizer:
                 chunk.append((token, fragment.weight))
         yield chunk
 
-    def _ids(self, text: str) -> Iterator[int]:
-        for token in self._tokenizer.encode(text, add_special_tokens=False).ids:
-            yield from self._vectors.get(token, (token,))
+    def _ids(self, text: str) -> list[int]:
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        found = [word for word in self._vectors if word in encoding.tokens]
+        for word in found:
+            text = text.replace(word, self._vectors[word])
+        ids: list[int] = (self._tokenizer.encode(text, add_special_tokens=False) if found else encoding).ids
+        return ids
 
 
-def _vectors(tokenizer: Tokenizer) -> dict[int, tuple[int, ...]]:
-    """Return the ids of each learned word of several vectors, by its first: ``<word>``, ``<word>_1``, ``<word>_2``."""
-    added = {token.content: number for number, token in tokenizer.get_added_tokens_decoder().items()}
+def _vectors(tokenizer: Tokenizer) -> dict[str, str]:
+    """Return the text that stands for each learned word of several vectors: "word word_1 word_2", as in diffusers."""
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     words = {}
-    for content, number in added.items():
-        ids = [number]
-        while (more := added.get(f"{content}_{len(ids)}")) is not None:
-            ids.append(more)
-        if len(ids) > 1:
-            words[number] = tuple(ids)
+    for word in sorted(added, key=len, reverse=True):
+        tokens = [word]
+        while f"{word}_{len(tokens)}" in added:
+            tokens.append(f"{word}_{len(tokens)}")
+        if len(tokens) > 1:
+            words[word] = " ".join(tokens)
     return words
 
 

@@ -87,6 +87,14 @@ def checkpoint(shape: str) -> Path:
     return path
 
 
+@cache
+def learned_words(shape: str) -> tuple[Path, ...]:
+    """Return files of learned words for ``shape``, to be exported as its ``embeddings``."""
+    path = open_entry(entry_name(f"{shape}-words", file_digests(Path(checkpoints.__file__))))
+    with FileLock(f"{path}.lock"):
+        return checkpoints.save_learned_words(path, checkpoints.SHAPES[shape])
+
+
 def bundle(shape: str, **options: object) -> Path:
     """Return a bundle of ``shape`` with cpu engines; ``options`` are those of ExportOptions, with DEFAULTS.
 

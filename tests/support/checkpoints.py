@@ -121,6 +121,20 @@ def save_full_size(preset: str, folder: Path) -> Path:
     return folder
 
 
+def save_learned_words(folder: Path, shape: Shape) -> tuple[Path, ...]:
+    """Write two files of learned words: one of two vectors for both text encoders, and one for the second alone."""
+    import torch
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(0)
+    first, second = shape.hidden_sizes
+    folder.mkdir(parents=True, exist_ok=True)
+    both, one = folder / "zebrastyle.safetensors", folder / "learned_embeds.safetensors"
+    for path, vectors in ((both, {"clip_l": (2, first), "clip_g": (2, second)}), (one, {"<fog>": (second,)})):
+        save_file({name: torch.randn(size, generator=generator) for name, size in vectors.items()}, path)
+    return both, one
+
+
 def save_clip_tokenizers(folder: Path) -> None:
     """Write both tokenizers with CLIP's own vocabulary."""
     save_tokenizers(folder, _clip_merges())

@@ -1,4 +1,4 @@
-"""What an export compiles in: chunks of long prompts, skipped layers, rescaled guidance; and weights of words in each.
+"""What an export compiles in: chunks of prompts, skipped layers, rescaled guidance, learned words; and weights in each.
 
 The reference is diffusers' own pipeline, given embeddings that are computed here with its tokenizers and text encoders,
 as compel and diffusers' community pipelines do; texts and their weights are spelt out beside each prompt.
@@ -14,10 +14,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from safetensors.torch import load_file
 
+from koala_bundle.manifest import TOKENIZERS
 from koala_runtime import ArgumentError, Pipeline, read_recipe, to_png
 from koala_runtime.repeat import repeat_call, repeated_picture
 from koala_verify.verify import verify
+from tests.support.bundles import learned_words
 
 # numpy tells diffusers' scheduler of a coming change; that is diffusers' to follow.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -28,11 +31,13 @@ USUAL: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 3.5, "outpu
 BUNDLES: dict[int, dict[str, Any]] = {
     1: {},
     2: {"prompt_chunks": 2, "guidance_rescale": True, "batch": 2},
-    3: {"prompt_chunks": 3, "clip_skip": 1},
+    3: {"prompt_chunks": 3, "clip_skip": 1, "embeddings": learned_words(SHAPE)},
 }
 """By number of chunks; few bundles, each with several things compiled in."""
 
 Fragments = Sequence[tuple[str, float]]
+Prompt = Fragments | dict[str, str]
+"""Text with weights, or a text for each tokenizer."""
 LONG = "a very long description of a koala, asleep in a eucalyptus tree! " * 12
 WEIGHED: list[tuple[str, Fragments]] = [
     ("a (red:1.4) cat on a [hill]", [("a ", 1), ("red", 1.4), (" cat on a ", 1), ("hill", 1 / 1.1)]),
@@ -52,6 +57,20 @@ def reference(checkpoint: Callable[[str], Path]) -> Any:
     return pipeline
 
 
+@pytest.fixture(scope="module")
+def learned(checkpoint: Callable[[str], Path]) -> Any:
+    """diffusers with the learned words, loaded as its documentation says for SDXL."""
+    pipeline = StableDiffusionXLPipeline.from_pretrained(checkpoint(SHAPE), add_watermarker=False)
+    pipeline.set_progress_bar_config(disable=True)
+    both, one = learned_words(SHAPE)
+    first = {"text_encoder": pipeline.text_encoder, "tokenizer": pipeline.tokenizer}
+    second = {"text_encoder": pipeline.text_encoder_2, "tokenizer": pipeline.tokenizer_2}
+    pipeline.load_textual_inversion(load_file(both)["clip_l"], token="zebrastyle", **first)
+    pipeline.load_textual_inversion(load_file(both)["clip_g"], token="zebrastyle", **second)
+    pipeline.load_textual_inversion(str(one.parent), weight_name=one.name, **second)
+    return pipeline
+
+
 @pytest.fixture(scope="module", params=BUNDLES)
 def ours(request: pytest.FixtureRequest, bundle: Callable[..., Path]) -> Iterator[Pipeline]:
     with Pipeline(bundle(SHAPE, **BUNDLES[request.param])) as pipeline:
@@ -59,13 +78,12 @@ def ours(request: pytest.FixtureRequest, bundle: Callable[..., Path]) -> Iterato
 
 
 @torch.no_grad()
-def encode(reference: Any, fragments: Fragments, chunks: int, clip_skip: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def encode(reference: Any, prompt: Prompt, chunks: int, clip_skip: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     """Return prompt and pooled embeddings; the distance of a token from its chunk's end of text takes the weight."""
     both = []
-    for tokenizer, encoder in (
-        (reference.tokenizer, reference.text_encoder),
-        (reference.tokenizer_2, reference.text_encoder_2),
-    ):
+    for name, encoder in zip(TOKENIZERS, (reference.text_encoder, reference.text_encoder_2), strict=True):
+        tokenizer = getattr(reference, name)
+        fragments = [(prompt[name], 1.0)] if isinstance(prompt, dict) else prompt
         pieces = [(tokenizer(text, add_special_tokens=False).input_ids, weight) for text, weight in fragments]
         tokens = [(token, weight) for ids, weight in pieces for token in ids]
         rows = []
@@ -83,7 +101,7 @@ def encode(reference: Any, fragments: Fragments, chunks: int, clip_skip: int = 0
     return torch.cat(both, -1), pooled
 
 
-def draw(reference: Any, chunks: int, prompt: Fragments, negative: Fragments, **arguments: Any) -> Any:
+def draw(reference: Any, chunks: int, prompt: Prompt, negative: Fragments, **arguments: Any) -> Any:
     """Draw with diffusers; it never skips layers of a negative prompt."""
     embeds, pooled = encode(reference, prompt, chunks, arguments.pop("clip_skip", 0))
     negative_embeds, negative_pooled = encode(reference, negative, chunks)
@@ -172,8 +190,23 @@ def test_clip_skip_and_rescaled_guidance_change_the_picture(reference: Any, bund
         assert np.abs(wanted - got).max() <= BOUND
 
 
+@pytest.mark.parametrize("prompt", ["a zebrastyle koala", "<fog>, a koala in zebrastyle", "ZEBRASTYLE"])
+def test_learned_words(reference: Any, learned: Any, bundle: Callable[..., Path], prompt: str) -> None:
+    """diffusers puts the tokens of all vectors into the prompt; what a chunk cannot hold begins the next."""
+    arguments = USUAL | {"clip_skip": 1}
+    with Pipeline(bundle(SHAPE, **BUNDLES[3])) as pipeline:
+        converted = {name: learned.maybe_convert_prompt(prompt, getattr(learned, name)) for name in TOKENIZERS}
+        wanted = draw(learned, 3, converted, [("fog", 1)], **arguments)
+        got = pipeline(prompt, negative_prompt="fog", seed=0, **arguments).images
+    assert np.abs(wanted - got).max() <= BOUND
+    assert np.abs(draw(reference, 3, [(prompt, 1)], [("fog", 1)], **arguments) - got).max() > 2 * BOUND
+
+
 @pytest.mark.parametrize("chunks", [2, 3])
 def test_verify_knows_what_is_compiled_in(
     bundle: Callable[..., Path], checkpoint: Callable[[str], Path], chunks: int
 ) -> None:
-    assert verify(bundle(SHAPE, **BUNDLES[chunks]), str(checkpoint(SHAPE))).failures == []
+    given = BUNDLES[chunks].get("embeddings", ())
+    verification = verify(bundle(SHAPE, **BUNDLES[chunks]), str(checkpoint(SHAPE)), embeddings=given)
+    assert verification.failures == []
+    assert len(verification.pictures) == 3 + len(given)

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from koala_bundle.errors import ArgumentError
 from koala_bundle.manifest import Manifest
-from koala_export.checkpoint import MODELS, FolderCheckpoint
+from koala_export.checkpoint import MODELS, TOKENIZER_OF, FolderCheckpoint
 from koala_export.source import open_source
 from koala_verify.pixels import Pixels
 
 
-def open_checkpoint(source: str, manifest: Manifest) -> FolderCheckpoint:
+def open_checkpoint(source: str, manifest: Manifest, embeddings: Sequence[Path] = ()) -> FolderCheckpoint:
     """Return the checkpoint ``source``. Raises ArgumentError unless its digest is the one in the manifest."""
-    checkpoint = open_source(source, random_weights=False, precision=manifest.profile.precision)
+    precision = manifest.profile.precision
+    checkpoint = open_source(source, random_weights=False, precision=precision, embeddings=embeddings)
     if not isinstance(checkpoint, FolderCheckpoint) or checkpoint.digest() != manifest.origin.checkpoint:
         raise ArgumentError(
             "source",
             expected="the checkpoint that the bundle was made from",
             found="another one",
-            fix="pass the folder or hub name that `koala export` was given",
+            fix="pass the folder or hub name, and the embeddings, that `koala export` was given",
         )
     return checkpoint
 
@@ -34,6 +36,9 @@ def open_diffusers(checkpoint: FolderCheckpoint, manifest: Manifest, dtype: Any)
     models = {name: checkpoint.load(name, dtype) for name in MODELS}
     pipe: Any = StableDiffusionXLPipeline.from_pretrained(checkpoint.folder, add_watermarker=False, **models)
     pipe.set_progress_bar_config(disable=True)
+    for word in checkpoint.words:
+        parts = {"tokenizer": getattr(pipe, TOKENIZER_OF[word.encoder]), "text_encoder": getattr(pipe, word.encoder)}
+        pipe.load_textual_inversion(word.vectors, token=word.text, **parts)
     spacing = manifest.spec.scheduler.timestep_spacing
     pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing=spacing)
     return pipe

@@ -6,6 +6,7 @@ StableDiffusionXLPipeline. Compared with it are the ONNX files in ONNX Runtime, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,14 +39,16 @@ def verify(
     seeds: int = 1,
     report: Report = no_report,
     device: int | str | None = None,
+    embeddings: Sequence[Path] = (),
 ) -> Verification:
-    """Compare ``bundle`` with the checkpoint ``source`` that it was exported from.
+    """Compare ``bundle`` with the checkpoint ``source`` that it was exported from, with the same ``embeddings``.
 
     ``target`` names the engines; None takes the best that run here. ``device`` is the index or UUID of a GPU. Draws
-    ``seeds`` pictures of each prompt. Differences are in the result. Raises InputError for wrong arguments.
+    ``seeds`` pictures of each prompt, and of one for each learned word. Differences are in the result. Raises
+    InputError for wrong arguments.
     """
     manifest = read_manifest(bundle)
-    checkpoint = open_checkpoint(source, manifest)
+    checkpoint = open_checkpoint(source, manifest, embeddings)
     if seeds < 1:
         raise ArgumentError("seeds", expected="1 or more", found=str(seeds), fix="pass a number of pictures")
     precision = manifest.profile.precision
@@ -55,7 +58,8 @@ def verify(
             report(f"{component.name}: PyTorch, ONNX and {pipe.target}")
             outputs += _compare_component(bundle, manifest, component, checkpoint, pipe)
         report("pictures: PyTorch")
-        cases = [(prompt, seed) for prompt in PROMPTS for seed in range(seeds)]
+        prompts = (*PROMPTS, *dict.fromkeys(f"a picture of {word.text}" for word in checkpoint.words))
+        cases = [(prompt, seed) for prompt in prompts for seed in range(seeds)]
         references = draw_reference(checkpoint, manifest, cases)
         report(f"pictures: {pipe.target}")
         drawn = [np.asarray(pipe(prompt, seed=seed).images[0]) for prompt, seed in cases]

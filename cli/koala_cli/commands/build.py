@@ -14,6 +14,7 @@ from koala_cli.options import (
     DefaultGuidance,
     DefaultSteps,
     Device,
+    Embeddings,
     Gate,
     GuidanceRescale,
     Height,
@@ -46,6 +47,7 @@ def build(
     prompt_chunks: PromptChunks = 1,
     clip_skip: ClipSkip = 0,
     guidance_rescale: GuidanceRescale = False,
+    embedding: Embeddings = None,
     target: BuildTargets = None,
     compute_capability: ComputeCapabilities = None,
     optimization_level: OptimizationLevel = None,
@@ -74,5 +76,6 @@ def build(
         prompt_chunks=prompt_chunks,
         clip_skip=clip_skip,
         guidance_rescale=guidance_rescale,
+        embeddings=tuple(embedding or ()),
     )
     build_for_targets(bundle, target, compute_capability, optimization_level, strict, device=device)

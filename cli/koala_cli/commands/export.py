@@ -13,6 +13,7 @@ from koala_cli.options import (
     ClipSkip,
     DefaultGuidance,
     DefaultSteps,
+    Embeddings,
     Gate,
     GuidanceRescale,
     Height,
@@ -44,6 +45,7 @@ def export(
     prompt_chunks: PromptChunks = 1,
     clip_skip: ClipSkip = 0,
     guidance_rescale: GuidanceRescale = False,
+    embedding: Embeddings = None,
 ) -> None:
     """Export a diffusers checkpoint to a bundle of ONNX components.
 
@@ -67,6 +69,7 @@ def export(
         prompt_chunks=prompt_chunks,
         clip_skip=clip_skip,
         guidance_rescale=guidance_rescale,
+        embeddings=tuple(embedding or ()),
     )
 
 

@@ -10,7 +10,7 @@ from koala_bundle.codec import to_json
 from koala_bundle.errors import ArgumentError, KoalaError
 from koala_cli.commands.verify_layers import compare_by_layer
 from koala_cli.extras import quiet_libraries, require_packages
-from koala_cli.options import AsJson, Bundle, Device, OriginalSource, RunTarget, option
+from koala_cli.options import AsJson, Bundle, Device, Embeddings, OriginalSource, RunTarget, option
 from koala_cli.screen import reported_lines, say, say_json, stdout, table, verdict
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ def verify(
     device: Device = None,
     seeds: Annotated[int, option("Pictures per prompt. Default: 1.")] = 1,
     html: Annotated[Path | None, option("Write a page with the pictures side by side to this file.")] = None,
+    embedding: Embeddings = None,
     layers: Annotated[
         str | None, option("Compare the tensors inside this component instead, such as denoiser.", metavar="COMPONENT")
     ] = None,
@@ -41,7 +42,8 @@ def verify(
         _refuse(
             {"seeds": seeds if seeds != 1 else None, "html": html}, "nothing beside --layers, which draws no pictures"
         )
-        compare_by_layer(source, bundle, layers, target, save, as_json)
+        _refuse({"device": device}, "nothing beside --layers, which takes the first GPU")
+        compare_by_layer(source, bundle, layers, target, save, embedding or (), as_json)
         return
     _refuse({"save": save}, "--layers with it")
     require_packages(("torch", "diffusers", "transformers", "onnx", "skimage", "jinja2"), "bench")
@@ -49,7 +51,7 @@ def verify(
 
     quiet_libraries()
     with reported_lines() as report:
-        findings = compare_with_checkpoint(bundle, source, target, seeds, report, device)
+        findings = compare_with_checkpoint(bundle, source, target, seeds, report, device, embedding or ())
     if html is not None:
         from koala_bundle.files import write_atomic
         from koala_verify.page import page

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,13 @@ if TYPE_CHECKING:
 
 
 def compare_by_layer(
-    source: str, bundle: Path, component: str, target: str | None, save: Path | None, as_json: bool
+    source: str,
+    bundle: Path,
+    component: str,
+    target: str | None,
+    save: Path | None,
+    embeddings: Sequence[Path],
+    as_json: bool,
 ) -> None:
     """Print the first tensor that is out of bounds and the worst ten layers. Raises KoalaError if there is one."""
     require_packages(("torch", "diffusers", "transformers", "onnx", "polygraphy"), "bench")
@@ -23,7 +30,7 @@ def compare_by_layer(
 
     quiet_libraries()
     with reported_lines() as report:
-        findings = compare_layers(bundle, source, component, target, save, report)
+        findings = compare_layers(bundle, source, component, target, save, report, embeddings)
     if as_json:
         chosen = {"passed": findings.passed, "first": to_json(findings.first), "worst": to_json(findings.worst())}
         say_json({**to_json(findings), **chosen})
