@@ -47,7 +47,7 @@ class PipelineOutput:
 
 
 def hand_over(pictures: NDArray[Any], output_type: str) -> Any:
-    """Return a copy of uint8 [n, height, width, 3] as ``output_type`` wants it, ``pil`` or ``np``; ``latent`` as it is."""
+    """Return a copy of uint8 [n, height, width, 3] as ``output_type`` wants it: ``pil`` or ``np``, or as it is."""
     if output_type == "latent":
         return pictures.copy()
     if output_type == "pil":

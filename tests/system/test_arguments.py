@@ -272,7 +272,6 @@ def test_a_recipe_draws_the_picture_again(ours: Pipeline, tmp_path: Path, given:
         ({"output_type": "pt"}, "output_type: expected pil or np or latent or device, found 'pt'; pass np, and torch."),
         ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "callback_on_step_end_tensor_inputs: expected "),
     ],
-    ids=str,
 )
 def test_a_value_that_cannot_be_drawn(ours: Pipeline, given: dict[str, Any], said: str) -> None:
     with pytest.raises(ArgumentError) as caught:
