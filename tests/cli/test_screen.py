@@ -56,7 +56,7 @@ def test_text_is_never_markup(capsys: pytest.CaptureFixture[str], monkeypatch: p
 def test_doctor_keeps_the_brackets_of_extras(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("koala_engines.availability.obstacles", dict)
+    monkeypatch.setattr("koala_engines.availability.obstacles", lambda _: {})
     monkeypatch.setattr("koala_cli.commands.doctor._EXPORT_NEEDS", ("tensorrt-rtx-cu12",))
     monkeypatch.setattr("koala_cli.commands.doctor._PACKAGES", ("tensorrt-rtx-cu12",))
     assert run_app(["doctor"]) == 0
