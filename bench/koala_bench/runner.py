@@ -67,6 +67,13 @@ def run(
     manifest = read_manifest(bundle)
     if options.rounds < 2:
         raise ArgumentError("rounds", expected="2 or more", found=str(options.rounds), fix="pass 10 for a first look")
+    if manifest.profile.prompt_chunks != 1:
+        raise ArgumentError(
+            "bundle",
+            expected="one that reads one chunk of 77 tokens, as the other pipelines do",
+            found=f"{manifest.profile.prompt_chunks} chunks",
+            fix="export another with --prompt-chunks 1 to compare",
+        )
     if options.device is not None:
         find_gpu(options.device)
     device = options.device or 0

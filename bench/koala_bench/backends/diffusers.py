@@ -24,7 +24,9 @@ class DiffusersPipeline:
 
         self._workload, self._pipe, self._torch, self._device = workload, pipe, torch, device
         profile = manifest.profile
-        self._size = {"height": profile.height, "width": profile.width}
+        self._compiled_in = {"height": profile.height, "width": profile.width}
+        if profile.clip_skip:
+            self._compiled_in["clip_skip"] = profile.clip_skip
         self._batch = profile.batch
         pipe.set_progress_bar_config(disable=True)
 
@@ -37,7 +39,7 @@ class DiffusersPipeline:
             num_inference_steps=workload.steps,
             guidance_scale=workload.guidance_scale,
             generator=generator,
-            **self._size,
+            **self._compiled_in,
         ).images
         return np.stack([np.asarray(image) for image in images])
 
