@@ -27,7 +27,7 @@ def manifest(bundle: Callable[..., Path]) -> Manifest:
 def test_chunks_of_text_are_refused(manifest: Manifest, monkeypatch: pytest.MonkeyPatch) -> None:
     longer = replace(manifest, profile=replace(manifest.profile, prompt_chunks=3))
     monkeypatch.setattr(koala_bench.runner, "read_manifest", lambda _: longer)
-    with pytest.raises(ArgumentError, match="bundle: expected one that reads one chunk of 77 tokens.* found 3 chunks"):
+    with pytest.raises(ArgumentError, match=r"bundle: expected one that reads one chunk of 77 tokens.* found 3 chunks"):
         run(Path(), "", BenchOptions())
 
 
