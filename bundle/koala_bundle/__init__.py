@@ -5,7 +5,8 @@
 - ``targets``: the one table of targets: what compiles and what runs a plan
 - ``manifest``: manifest.json; ``engine_record``: engines/<target>/engine.json
 - ``counts``: how much work a component is
-- ``files``: digests, atomic writes, staged folders; ``codec``: dataclasses to JSON and back
+- ``files``: digests, atomic writes; ``swap``: folders that are built beside their place; ``checked``: files read whole
+- ``codec``: dataclasses to JSON and back
 - ``errors``: every error that is raised on purpose
 """
 

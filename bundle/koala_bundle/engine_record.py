@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from koala_bundle.errors import TargetError
-from koala_bundle.files import FileEntry, restore
+from koala_bundle.files import FileEntry
 from koala_bundle.manifest import check_listed, read_record
+from koala_bundle.swap import whole
 from koala_bundle.targets import Target
 
 ENGINE_RECORD = "engine.json"
@@ -109,17 +110,17 @@ def engine_folder(bundle: Path, target: Target, variant: str = "") -> Path:
 def engine_variants(bundle: Path, target: Target) -> list[str]:
     """Return the variants of ``target`` that the bundle has plans for, sorted; empty if there are none."""
     if target.built_on_its_gpu:
-        records = engine_folder(bundle, target).glob(f"[!.]*/{ENGINE_RECORD}")
-        return sorted(path.parent.name for path in records)
-    names = [path.parent.name for path in (bundle / "engines").glob(f"{target.engines}*/{ENGINE_RECORD}")]
+        return _record_folders(engine_folder(bundle, target))
+    names = _record_folders(bundle / "engines")
     start = f"{target.engines}-"
     return sorted(name.removeprefix(target.engines).removeprefix("-") for name in names if f"{name}-".startswith(start))
 
 
-def restore_engines(bundle: Path) -> None:
-    """Undo every swap of engines that was interrupted."""
-    for old in (*(bundle / "engines").glob(".*.old"), *(bundle / "engines").glob("*/.*.old")):
-        restore(old.with_name(old.name.removeprefix(".").removesuffix(".old")))
+def _record_folders(parent: Path) -> list[str]:
+    """Return the names of the sets of plans in ``parent``, those included that a killed writer left in its swap."""
+    found = (path.parent.name for path in parent.glob(f"*/{ENGINE_RECORD}"))
+    swapped = (path.parent.name for path in parent.glob(f".*.old/{ENGINE_RECORD}"))
+    return sorted({name for name in found if not name.startswith(".")} | {name[1:-4] for name in swapped})
 
 
 def read_engine_record(bundle: Path, target: Target, variant: str = "") -> EngineRecord:
@@ -127,7 +128,7 @@ def read_engine_record(bundle: Path, target: Target, variant: str = "") -> Engin
 
     Raises TargetError if there are no such engines, BundleError if the file is damaged.
     """
-    path = engine_folder(bundle, target, variant) / ENGINE_RECORD
+    path = whole(engine_folder(bundle, target, variant)) / ENGINE_RECORD
     fix = f"build them with {build_command(bundle, target, variant)}"
     if not path.is_file():
         raise TargetError(f"target {target} of {bundle}", expected="built engines", found="none", fix=fix)

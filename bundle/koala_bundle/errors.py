@@ -15,6 +15,9 @@ Every error has the same four parts: what is wrong, what was expected, what was 
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Any
+
 
 class KoalaError(Exception):
     """Base of all errors raised on purpose. ``str()`` gives the whole sentence."""
@@ -22,6 +25,11 @@ class KoalaError(Exception):
     def __init__(self, what: str, *, expected: str, found: str, fix: str) -> None:
         self.what, self.expected, self.found, self.fix = what, expected, found, fix
         super().__init__(f"{what}: expected {expected}, found {found}; {fix}.")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # An exception is pickled by its one argument, the sentence; another process needs the parts.
+        parts = {"expected": self.expected, "found": self.found, "fix": self.fix}
+        return partial(type(self), self.what, **parts), ()
 
 
 class BuildError(KoalaError):

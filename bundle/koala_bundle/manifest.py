@@ -10,8 +10,9 @@ from typing import TypeVar
 from koala_bundle.codec import CodecError, from_json
 from koala_bundle.counts import NOTHING, Counts
 from koala_bundle.errors import BundleError
-from koala_bundle.files import FileEntry
+from koala_bundle.files import SEAL, FileEntry, seal_of
 from koala_bundle.spec import ModelSpec, Profile, Sampling
+from koala_bundle.swap import whole
 from koala_bundle.tensors import Component
 
 SCHEMA_VERSION = 6
@@ -83,7 +84,7 @@ def read_manifest(bundle: Path) -> Manifest:
         raise BundleError(
             str(bundle), expected="a bundle folder", found="a file", fix="pass the folder that `koala export` wrote"
         )
-    path = bundle / MANIFEST
+    path = whole(bundle) / MANIFEST
     if not path.is_file():
         raise BundleError(
             str(path),
@@ -107,7 +108,7 @@ def check_listed(path: Path, names: set[str], files: dict[str, FileEntry], fix: 
 def read_record(cls: type[T], path: Path, fix: str) -> T:
     """Read a JSON file of this schema version as the dataclass ``cls``. Raises BundleError, with ``fix`` as advice."""
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise BundleError(str(path), expected="JSON", found=f"a file that ends in error ({error})", fix=fix) from None
     version = data.get("schema_version") if isinstance(data, dict) else None
@@ -119,7 +120,13 @@ def read_record(cls: type[T], path: Path, fix: str) -> T:
             found=str(version),
             fix="upgrade koala-trt, which is older than the bundle" if newer else fix,
         )
+    seal = data.pop(SEAL, None)
     try:
-        return from_json(cls, data)
+        record = from_json(cls, data)
     except CodecError as error:
         raise BundleError(f"{path}: {error.field}", expected=error.expected, found=error.found, fix=fix) from None
+    if seal != seal_of(data):
+        raise BundleError(
+            f"{path}: {SEAL}", expected="the digest of what the file says", found="another: it was changed", fix=fix
+        )
+    return record

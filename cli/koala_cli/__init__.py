@@ -4,6 +4,7 @@
 - ``options``: arguments and options that several subcommands share
 - ``errors``: how an error is shown, with command-line names in place of Python's
 - ``screen``: stdout, stderr, progress and tables; ``extras``: checks that optional packages are installed
+- ``files``: output that is made sure of before the work
 - ``work``, ``picture``: tables that several subcommands show
 
 A subcommand imports what it needs when it runs, so that ``koala run`` never loads torch.

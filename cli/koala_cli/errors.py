@@ -55,6 +55,19 @@ def usage_error(error: typer.TyperException) -> ArgumentError:
     return ArgumentError(shown_name(param), expected=expected, found=repr(value), fix=fix)
 
 
+def system_error(error: OSError | MemoryError) -> KoalaError:
+    """Return what the operating system refused in our four parts."""
+    if isinstance(error, MemoryError):
+        fix = "close other programs, or use a machine with more memory"
+        return KoalaError("memory", expected="enough for this command", found="too little", fix=fix)
+    return KoalaError(
+        str(error.filename or "the operating system"),
+        expected="a file or device that can be used",
+        found=error.strerror or str(error) or type(error).__name__,
+        fix="check its name, the rights to it and its disk; `koala --debug` shows where it was needed",
+    )
+
+
 def print_error(error: KoalaError) -> None:
     """Print the four parts: aligned lines on a terminal, one sentence elsewhere."""
     if not stderr.is_terminal:

@@ -18,8 +18,8 @@ from koala_cli.commands.export import export
 from koala_cli.commands.inspect import inspect
 from koala_cli.commands.run import run
 from koala_cli.commands.verify import verify
-from koala_cli.errors import Command, print_error, print_sentence, usage_error
-from koala_cli.screen import stderr
+from koala_cli.errors import Command, print_error, print_sentence, system_error, usage_error
+from koala_cli.screen import set_encoding, stderr
 from koala_runtime import __version__
 
 app = typer.Typer(
@@ -60,9 +60,8 @@ def _root(
 
 def main() -> None:
     """Run the command line and exit."""
-    if sys.platform == "win32":  # consoles there default to a code page that cannot show the tables' lines
-        for stream in (sys.stdout, sys.stderr):
-            stream.reconfigure(encoding="utf-8")  # type: ignore[union-attr]
+    for stream in (sys.stdout, sys.stderr):
+        set_encoding(stream)
     sys.exit(run_app(sys.argv[1:]))
 
 
@@ -77,6 +76,8 @@ def run_app(arguments: list[str]) -> int:
             stderr.print_exception()
         if isinstance(error, typer.TyperException):
             error = usage_error(error)
+        if isinstance(error, OSError | MemoryError):
+            error = system_error(error)
         if isinstance(error, KoalaError):
             print_error(error)
         else:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from io import TextIOWrapper
+from typing import Any, TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -22,6 +25,25 @@ stderr = Console(stderr=True, highlight=False, markup=False, emoji=False)
 _GAP = 3  # between two columns of ``table``
 
 
+def set_encoding(stream: TextIO | None) -> None:
+    """Let a console show what its encoding has and escape the rest; bytes of a path's name are left as they are."""
+    if not isinstance(stream, TextIOWrapper):  # closed, or a test's
+        return
+    if sys.platform == "win32":  # consoles there default to a code page that cannot show the tables' lines
+        stream.reconfigure(encoding="utf-8")
+    codecs.register_error("koala", _escaped)
+    stream.reconfigure(errors="koala")
+
+
+def _escaped(error: UnicodeError) -> tuple[bytes | str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    character = error.object[error.start]
+    if "\udc80" <= character <= "\udcff":  # how Python holds a byte of a file name that is not text
+        return bytes([ord(character) - 0xDC00]), error.start + 1
+    return character.encode("ascii", "backslashreplace"), error.start + 1
+
+
 def say(line: str) -> None:
     """Print a line of the result, as long as it is."""
     stdout.print(line, soft_wrap=True)
@@ -34,7 +56,8 @@ def note(line: str) -> None:
 
 def say_json(value: Any) -> None:
     """Print a result as JSON."""
-    stdout.print_json(json.dumps(value))
+    ascii_only = not (stdout.encoding or "").lower().startswith("utf")
+    stdout.print_json(json.dumps(value), ensure_ascii=ascii_only)
 
 
 def megabytes(size: int) -> str:

@@ -26,9 +26,10 @@ from koala_bundle.engine_record import (
     read_engine_record,
 )
 from koala_bundle.errors import ArgumentError, BuildError, KoalaError
-from koala_bundle.files import FileEntry, Staging, check_files, link, prepare_output, restore, write_json
+from koala_bundle.files import FileEntry, check_files, link, write_sealed
 from koala_bundle.manifest import SCHEMA_VERSION, ComponentEntry, Manifest, read_manifest
 from koala_bundle.progress import Progress, Report, no_progress, no_report
+from koala_bundle.swap import Staging, prepare_output, real_path, whole
 from koala_bundle.targets import Target
 from koala_engines.compiler import Compiler, Measure
 from koala_engines.opening import open_compiler
@@ -57,7 +58,7 @@ class _Build:
 
     @property
     def folder(self) -> Path:
-        return engine_folder(self.bundle, self.target, self.compiler.variant)
+        return real_path(engine_folder(self.bundle, self.target, self.compiler.variant))
 
     def onnx(self, entry: ComponentEntry) -> dict[str, str]:
         """SHA-256 by path of the ONNX files of a component."""
@@ -76,7 +77,6 @@ def build_targets(
 
     A target that fails does not stop the others. Raises BundleError if there is no bundle.
     """
-    restore(bundle)
     read_manifest(bundle)
     results: dict[Target, bool | KoalaError] = {}
     for target in targets:
@@ -103,7 +103,7 @@ def build_engines(
     """
     options = options or BuildOptions()
     compiler = open_compiler(target, options)
-    restore(bundle)
+    bundle = whole(real_path(bundle))
     build = _Build(bundle, compiler, read_manifest(bundle), options, report, progress, measure)
     if options.tune and target.needs_gpu and measure is None:
         raise ArgumentError(
@@ -178,7 +178,7 @@ def _write(build: _Build, staging: Staging) -> None:
         _check_losses(build, entry, plan)
         plans[entry.name] = plan
     record = EngineRecord(SCHEMA_VERSION, build.target.name, build.compiler.key(), plans, files)
-    write_json(staging.folder / ENGINE_RECORD, record)
+    write_sealed(staging.folder / ENGINE_RECORD, record)
 
 
 def _finish(build: _Build, staging: Staging, entry: ComponentEntry) -> tuple[PlanEntry, dict[str, FileEntry]]:

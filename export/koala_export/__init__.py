@@ -1,7 +1,9 @@
 """A diffusers checkpoint in, a bundle of ONNX components out.
 
 - ``source``: a folder, a hub name or a preset becomes a Checkpoint
-- ``checkpoint``: the folder of a checkpoint; ``presets``, ``random_weights``: known shapes without a download
+- ``checkpoint``: the folder of a checkpoint; ``weights``: which of its files are loaded; ``learned_words``: added ones
+- ``libraries``: configurations as diffusers and transformers read them; ``fields``, ``configs``: to a specification
+- ``presets``, ``random_weights``: known shapes without a download
 - ``modules``: the torch modules that are traced; ``euler``: the sampler's step, folded into the denoiser
 - ``module_passes``: passes over a torch model before the trace; ``passes``: passes over the traced graph
 - ``trace``: a module becomes a graph, and a graph an ONNX file; ``capture`` and ``simplify`` are its two halves

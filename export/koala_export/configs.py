@@ -2,6 +2,7 @@
 
 Every SDXL-shaped checkpoint (one U-Net with text and time conditioning, two CLIP text encoders, one VAE,
 EulerDiscrete) gives a specification; every other one gives a CheckpointError that names the file and key.
+model_index.json decides which class reads a folder, as it does in diffusers.
 """
 
 from __future__ import annotations
@@ -18,13 +19,51 @@ from koala_bundle.spec import (
     UNetSpec,
     VAESpec,
 )
+from koala_export.fields import Fields, shown
 
 Config = Mapping[str, Any]
 
+MODELS = ("text_encoder", "text_encoder_2", "unet", "vae")
+CONFIG_FILES = {
+    "model_index": "model_index.json",
+    "scheduler": "scheduler/scheduler_config.json",
+    **{name: f"{name}/config.json" for name in MODELS},
+}
+CLASSES: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "scheduler": ("diffusers", ("EulerDiscreteScheduler",)),
+    "text_encoder": ("transformers", ("CLIPTextModel",)),
+    "text_encoder_2": ("transformers", ("CLIPTextModelWithProjection",)),
+    "tokenizer": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
+    "tokenizer_2": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
+    "unet": ("diffusers", ("UNet2DConditionModel",)),
+    "vae": ("diffusers", ("AutoencoderKL",)),
+}
+"""Library and classes of each folder; of two, the second is the older name of the first."""
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 INTERPOLATION_TYPES = ("linear", "log_linear")
 BETA_SCHEDULES = ("linear", "scaled_linear")
+NOISE_SCHEDULE = {"rescale_betas_zero_snr": False, "trained_betas": None}
+"""What the model was trained with, at the values that can be compiled; no other value gives the same pictures."""
+SAMPLER = {
+    "use_karras_sigmas": False,
+    "use_exponential_sigmas": False,
+    "use_beta_sigmas": False,
+    "timestep_type": "discrete",
+    "final_sigmas_type": "zero",
+}
+OTHER_CONDITIONS = (
+    *("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "encoder_hid_dim", "time_cond_proj_dim"),
+)
+"""Keys of a U-Net that takes more than text and sizes, null in SDXL."""
+UNREAD = ("sigma_min", "sigma_max")
+"""Keys of EulerDiscreteScheduler that it reads only with other values of ``SAMPLER``."""
 _FIX_SHAPE = "use a checkpoint of the SDXL shape, saved by diffusers"
+_FIX_TRAINED = "draw this checkpoint with diffusers: it was trained so, and another value gives other pictures"
+
+
+def source_file(component: str) -> str:
+    """Return the configuration file that a component's graph comes from."""
+    return CONFIG_FILES[{"denoiser": "unet", "vae_decoder": "vae"}.get(component, component)]
 
 
 def read_spec(configs: Mapping[str, Config]) -> ModelSpec:
@@ -33,32 +72,58 @@ def read_spec(configs: Mapping[str, Config]) -> ModelSpec:
     ``configs`` holds the parsed JSON of ``model_index`` and of each component's config file, keyed by folder name.
     Raises CheckpointError naming the file and key where the checkpoint is not of the SDXL shape.
     """
-    index = configs["model_index"]
-    _require("model_index.json", "_class_name", index.get("_class_name"), "StableDiffusionXLPipeline")
+    read_classes(configs["model_index"])
     first = _text_encoder(configs["text_encoder"], pooled=False)
     second = _text_encoder(configs["text_encoder_2"], pooled=True)
+    if first.sequence_length != second.sequence_length:
+        raise _fields("text_encoder_2", configs["text_encoder_2"]).error(
+            "max_position_embeddings",
+            f"{first.sequence_length}, as in {CONFIG_FILES['text_encoder']}",
+            str(second.sequence_length),
+            _FIX_SHAPE,
+        )
     unet = _unet(configs["unet"], first, second)
     vae = _vae(configs["vae"])
-    _require("unet/config.json", "in_channels", unet.in_channels, vae.latent_channels, "the VAE's latent_channels")
+    why = "the VAE's latent_channels"
+    for key in ("in_channels", "out_channels"):
+        _fields("unet", configs["unet"]).require(key, vae.latent_channels, 4, why, _FIX_SHAPE)
     return ModelSpec(
         text_encoder=first,
         text_encoder_2=second,
         unet=unet,
         vae=vae,
         scheduler=read_scheduler(configs["scheduler"]),
-        force_zeros_for_empty_prompt=bool(index.get("force_zeros_for_empty_prompt", True)),
+        force_zeros_for_empty_prompt=_fields("model_index", configs["model_index"]).flag(
+            "force_zeros_for_empty_prompt", True
+        ),
     )
+
+
+def read_classes(index: Config) -> dict[str, str]:
+    """Return the class that reads each folder. Raises CheckpointError unless they are those of the SDXL shape."""
+    fields = _fields("model_index", index)
+    fields.require("_class_name", "StableDiffusionXLPipeline", fix=_FIX_SHAPE)
+    found = {}
+    for name, (library, classes) in CLASSES.items():
+        value = fields.raw(name, None)
+        if not isinstance(value, list | tuple) or [*value] not in [[library, each] for each in classes]:
+            sampler = "save the folder with pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)"
+            wanted = f"{classes[0]}, the one sampler that can be compiled in" if name == "scheduler" else classes[0]
+            wrong = value[-1] if isinstance(value, list | tuple) and len(value) == 2 and value[0] == library else value
+            raise fields.error(name, wanted, shown(wrong), sampler if name == "scheduler" else _FIX_SHAPE)
+        found[name] = str(value[1])
+    return found
 
 
 def native_size(configs: Mapping[str, Config], spec: ModelSpec) -> tuple[int, int]:
     """Return the height and width in pixels that the U-Net was trained for, as diffusers takes it from sample_size."""
     size = configs["unet"].get("sample_size") or 128  # StableDiffusionXLPipeline's default_sample_size
-    sides = size if isinstance(size, list) else [size, size]
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+    sides = [*size] if isinstance(size, list | tuple) else [size, size]
+    if len(sides) != 2 or not all(type(side) is int and 0 < side < 2**20 for side in sides):
         raise CheckpointError(
             "unet/config.json: sample_size",
             expected="the height and width of the latents",
-            found=str(size),
+            found=shown(size),
             fix="correct the file, or delete that line and pass a height and a width",
         )
     return sides[0] * spec.vae.scale_factor, sides[1] * spec.vae.scale_factor
@@ -66,108 +131,88 @@ def native_size(configs: Mapping[str, Config], spec: ModelSpec) -> tuple[int, in
 
 def read_scheduler(config: Config) -> SchedulerSpec:
     """Return the sampler's specification; raises CheckpointError unless it is a plain EulerDiscrete."""
-    file = "scheduler/scheduler_config.json"
-    name = config.get("_class_name")
-    if name != "EulerDiscreteScheduler":
-        raise CheckpointError(
-            f"{file}: _class_name",
-            expected="EulerDiscreteScheduler, the one sampler that can be compiled in",
-            found=str(name),
-            fix="save the folder with pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)",
-        )
-    for key in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "rescale_betas_zero_snr"):
-        _require_plain(file, key, bool(config.get(key)), False)
-    _require_plain(file, "trained_betas", config.get("trained_betas"), None)
-    _require_plain(file, "timestep_type", config.get("timestep_type", "discrete"), "discrete")
-    _require_plain(file, "final_sigmas_type", config.get("final_sigmas_type", "zero"), "zero")
+    fields = _fields("scheduler", config)
+    for key, plain in SAMPLER.items():
+        if not (plain is False and fields.raw(key, plain) is None):  # diffusers' annotations allow null here
+            fix = f"save the folder with EulerDiscreteScheduler.from_config(pipe.scheduler.config, {key}={plain!r})"
+            why = "the plain sampler, which is what can be compiled in; its pictures differ"
+            fields.require(key, plain, plain, why, fix)
+    for key, trained in NOISE_SCHEDULE.items():
+        fields.require(key, trained, trained, fix=_FIX_TRAINED)
     # Defaults are those of diffusers' EulerDiscreteScheduler.__init__, which save_config may leave out.
     return SchedulerSpec(
-        num_train_timesteps=int(config.get("num_train_timesteps", 1000)),
-        beta_start=float(config.get("beta_start", 0.0001)),
-        beta_end=float(config.get("beta_end", 0.02)),
-        beta_schedule=_one_of(file, config, "beta_schedule", BETA_SCHEDULES, "linear"),
-        prediction_type=_one_of(file, config, "prediction_type", PREDICTION_TYPES, "epsilon"),
-        interpolation_type=_one_of(file, config, "interpolation_type", INTERPOLATION_TYPES, "linear"),
-        timestep_spacing=_one_of(file, config, "timestep_spacing", TIMESTEP_SPACINGS, "linspace"),
-        steps_offset=int(config.get("steps_offset", 0)),
+        num_train_timesteps=fields.integer("num_train_timesteps", 1000),
+        beta_start=fields.number("beta_start", 0.0001, (0, 1)),
+        beta_end=fields.number("beta_end", 0.02, (0, 1)),
+        beta_schedule=fields.one_of("beta_schedule", BETA_SCHEDULES, "linear", _FIX_TRAINED),
+        prediction_type=fields.one_of("prediction_type", PREDICTION_TYPES, "epsilon", _FIX_TRAINED),
+        interpolation_type=fields.one_of("interpolation_type", INTERPOLATION_TYPES, "linear"),
+        timestep_spacing=fields.one_of("timestep_spacing", TIMESTEP_SPACINGS, "linspace"),
+        steps_offset=fields.integer("steps_offset", 0, least=0),
     )
 
 
 def _text_encoder(config: Config, *, pooled: bool) -> TextEncoderSpec:
-    file = f"text_encoder{'_2' if pooled else ''}/config.json"
-    wanted = "CLIPTextModelWithProjection" if pooled else "CLIPTextModel"
-    _require(file, "architectures", (config.get("architectures") or [None])[0], wanted)
+    fields = _fields("text_encoder_2" if pooled else "text_encoder", config)
     # Defaults are those of transformers' CLIPTextConfig.
     return TextEncoderSpec(
-        vocab_size=int(config.get("vocab_size", 49408)),
-        hidden_size=int(config.get("hidden_size", 512)),
-        sequence_length=int(config.get("max_position_embeddings", 77)),
-        projection_dim=int(config.get("projection_dim", 512)) if pooled else None,
+        vocab_size=fields.integer("vocab_size", 49408),
+        hidden_size=fields.integer("hidden_size", 512),
+        sequence_length=fields.integer("max_position_embeddings", 77, least=3),
+        projection_dim=fields.integer("projection_dim", 512) if pooled else None,
     )
 
 
 def _unet(config: Config, first: TextEncoderSpec, second: TextEncoderSpec) -> UNetSpec:
-    file = "unet/config.json"
-    _require(file, "_class_name", config.get("_class_name"), "UNet2DConditionModel")
-    _require(file, "addition_embed_type", config.get("addition_embed_type"), "text_time")
-    for key in ("class_embed_type", "encoder_hid_dim_type", "time_cond_proj_dim"):
-        _require(file, key, config.get(key), None)
-    _require(
-        file,
-        "cross_attention_dim",
-        config.get("cross_attention_dim"),
-        first.hidden_size + second.hidden_size,
-        "the text encoders' hidden sizes together",
-    )
-    addition = int(config.get("addition_time_embed_dim") or 0)
-    _require(
-        file,
+    fields = _fields("unet", config)
+    fields.require("addition_embed_type", "text_time", fix=_FIX_SHAPE)
+    for key in (
+        "class_embed_type",
+        "num_class_embeds",
+        "encoder_hid_dim_type",
+        "encoder_hid_dim",
+        "time_cond_proj_dim",
+    ):
+        fields.require(key, None, fix=_FIX_SHAPE)
+    width = first.hidden_size + second.hidden_size
+    found = fields.raw("cross_attention_dim", 1280)
+    if {*(found if isinstance(found, list | tuple) else [found])} != {width}:
+        raise fields.error(
+            "cross_attention_dim", f"{width} (the text encoders' hidden sizes together)", shown(found), _FIX_SHAPE
+        )
+    addition = fields.integer("addition_time_embed_dim", None)
+    fields.require(
         "projection_class_embeddings_input_dim",
-        config.get("projection_class_embeddings_input_dim"),
         (second.projection_dim or 0) + 6 * addition,
-        "the pooled width and six embedded sizes",
+        why="the pooled width and six embedded sizes",
+        fix=_FIX_SHAPE,
     )
     return UNetSpec(
-        in_channels=int(config.get("in_channels", 4)),
-        block_out_channels=tuple(int(c) for c in config.get("block_out_channels", (320, 640, 1280, 1280))),
-        mid_block=config.get("mid_block_type", "UNetMidBlock2DCrossAttn") is not None,
-        cross_attention_dim=first.hidden_size + second.hidden_size,
+        in_channels=fields.integer("in_channels", 4),
+        block_out_channels=fields.integers("block_out_channels", (320, 640, 1280, 1280)),
+        mid_block=fields.raw("mid_block_type", "UNetMidBlock2DCrossAttn") is not None,
+        cross_attention_dim=width,
         addition_time_embed_dim=addition,
     )
 
 
 def _vae(config: Config) -> VAESpec:
-    _require("vae/config.json", "_class_name", config.get("_class_name"), "AutoencoderKL")
+    fields = _fields("vae", config)
+    fields.require("out_channels", 3, 3, "red, green and blue", _FIX_SHAPE)
     return VAESpec(
-        latent_channels=int(config.get("latent_channels", 4)),
-        scale_factor=2 ** (len(config.get("block_out_channels", (64,))) - 1),
-        scaling_factor=float(config.get("scaling_factor", 0.18215)),
-        force_upcast=bool(config.get("force_upcast", True)),
+        latent_channels=fields.integer("latent_channels", 4),
+        scale_factor=2 ** (len(fields.integers("block_out_channels", (64,))) - 1),
+        scaling_factor=_not_zero(fields, "scaling_factor", 0.18215),
+        force_upcast=fields.flag("force_upcast", True),
     )
 
 
-def _require(file: str, key: str, found: object, expected: object, why: str = "", fix: str = _FIX_SHAPE) -> None:
-    if found != expected:
-        raise CheckpointError(
-            f"{file}: {key}",
-            expected=f"{expected}{f' ({why})' if why else ''}",
-            found=str(found),
-            fix=fix,
-        )
+def _not_zero(fields: Fields, key: str, default: float) -> float:
+    value = fields.number(key, default)
+    if not value:
+        raise fields.error(key, "another number than 0", "0")
+    return value
 
 
-def _require_plain(file: str, key: str, found: object, expected: object) -> None:
-    fix = f"save the folder with EulerDiscreteScheduler.from_config(pipe.scheduler.config, {key}={expected!r})"
-    _require(file, key, found, expected, "the plain sampler, which is what can be compiled in", fix)
-
-
-def _one_of(file: str, config: Config, key: str, allowed: tuple[str, ...], default: str) -> str:
-    value = config.get(key, default)
-    if value not in allowed:
-        raise CheckpointError(
-            f"{file}: {key}",
-            expected=" or ".join(allowed),
-            found=repr(value),
-            fix="save the checkpoint with one of these",
-        )
-    return str(value)
+def _fields(name: str, config: Config) -> Fields:
+    return Fields(CONFIG_FILES[name], config)

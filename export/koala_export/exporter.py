@@ -18,7 +18,7 @@ from filelock import FileLock
 from koala_bundle.codec import from_json, to_json
 from koala_bundle.counts import Counts
 from koala_bundle.errors import ArgumentError, BundleError, KoalaError
-from koala_bundle.files import FileEntry, Staging, prepare_output, require_space, write_json
+from koala_bundle.files import FileEntry, require_space, write_sealed
 from koala_bundle.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -39,6 +39,7 @@ from koala_bundle.spec import (
     check_profile,
     check_sampling,
 )
+from koala_bundle.swap import Staging, prepare_output, real_path
 from koala_bundle.tensors import Component, components
 from koala_export.checkpoint import Checkpoint
 from koala_export.configs import native_size, read_spec
@@ -100,7 +101,7 @@ def export_bundle(source: str, bundle: Path, options: ExportOptions | None = Non
     ``report`` gets a line of progress at a time. Raises InputError for what the caller can fix, GateError and
     BuildError if a component does not convert; the bundle is then absent or as it was.
     """
-    options = options or ExportOptions()
+    options, bundle = options or ExportOptions(), real_path(bundle)
     checkpoint = open_source(
         source, random_weights=options.random_weights, precision=options.precision, embeddings=options.embeddings
     )
@@ -117,6 +118,7 @@ def export_bundle(source: str, bundle: Path, options: ExportOptions | None = Non
         key = hashlib.sha256(json.dumps(to_json(manifest), sort_keys=True).encode()).hexdigest()
         staging = Staging(bundle, key)
         try:
+            checkpoint.check()
             _write(staging, checkpoint, manifest, options.gate, report)
         except (KoalaError, OSError):
             staging.discard()
@@ -192,7 +194,7 @@ def _changes(bundle: Path, wanted: Manifest) -> list[str]:
     """Return why ``bundle`` has to be written; empty if it is up to date."""
     if not bundle.exists():
         return ["there is no bundle yet"]
-    if bundle.is_dir() and not any(bundle.iterdir()):
+    if bundle.is_dir() and all(path.name.startswith(".") or path.name == "lost+found" for path in bundle.iterdir()):
         return ["the folder is empty"]
     if not (bundle / MANIFEST).is_file():
         raise BundleError(
@@ -253,7 +255,7 @@ def _write(staging: Staging, checkpoint: Checkpoint, manifest: Manifest, gate: b
         components=tuple(entry for each in exported.values() for entry in each.entries),
         files=files,
     )
-    write_json(staging.folder / MANIFEST, manifest)
+    write_sealed(staging.folder / MANIFEST, manifest)
 
 
 def _export_component(

@@ -24,6 +24,7 @@ from torch import nn
 
 from koala_bundle.errors import GateError
 from koala_bundle.tensors import Component, IOTensor
+from koala_export.configs import source_file
 from koala_export.trace import example_inputs
 
 BOUNDS = {"fp32": (1e-3, 0.99999), "fp16": (5e-2, 0.999)}  # largest relative error, smallest cosine
@@ -58,6 +59,7 @@ def check_component(
     references = run_torch(module, component, inputs)
     agreements = {}
     for tensor in component.outputs:
+        _check_finite(component, tensor, references[tensor.name], results[tensor.name])
         agreement = compare(references[tensor.name], results[tensor.name])
         if not accepted(agreement, tensor, precision):
             largest, cosine = BOUNDS[precision]
@@ -69,6 +71,21 @@ def check_component(
             )
         agreements[tensor.name] = agreement
     return agreements
+
+
+def _check_finite(component: Component, tensor: IOTensor, reference: Array, result: Array) -> None:
+    """Tell values that are no numbers from values that differ."""
+    for values, by, fix in (
+        (reference, "PyTorch in float32", f"check the weights and {source_file(component.name)}: these are its values"),
+        (result, "float16", "export with precision fp32, whose range is wider"),
+    ):
+        if wrong := int(values.size - np.isfinite(values.astype(np.float32)).sum()):
+            raise GateError(
+                f"{component.name}: {tensor.name}",
+                expected="finite values",
+                found=f"{wrong} of {values.size} that are NaN or infinite, computed by {by}",
+                fix=fix,
+            )
 
 
 def accepted(agreement: Agreement, tensor: IOTensor, precision: str) -> bool:

@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 
-from koala_export.checkpoint import CONFIG_FILES, MODELS, model_class, prefix_text_encoder
-from koala_export.configs import Config
+from koala_export.checkpoint import prefix_text_encoder
+from koala_export.configs import CONFIG_FILES, MODELS, Config
+from koala_export.libraries import model_class
 from koala_export.presets import Preset, configs
 from koala_export.tokenizer import with_static_length
 
@@ -33,6 +34,9 @@ class RandomCheckpoint:
         """SHA-256 over the shape, the seed and torch's version, which decides the numbers drawn."""
         shape = json.dumps([self.configs, SEED, torch.__version__], sort_keys=True)
         return hashlib.sha256(shape.encode()).hexdigest()
+
+    def check(self) -> None:
+        """Presets can be built."""
 
     def load(self, model: str, dtype: torch.dtype) -> torch.nn.Module:
         """Initialise one model directly in ``dtype``."""

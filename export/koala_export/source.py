@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from koala_bundle.errors import ArgumentError, CheckpointError
-from koala_export.checkpoint import CONFIG_FILES, MODELS, Checkpoint, FolderCheckpoint
+from koala_export.checkpoint import Checkpoint, FolderCheckpoint
+from koala_export.configs import CONFIG_FILES, MODELS
 from koala_export.presets import PRESETS
 from koala_export.random_weights import RandomCheckpoint
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from koala_bundle.errors import BuildError
 from koala_bundle.tensors import Component, IOTensor
 from koala_export.capture import capture, translate
+from koala_export.configs import source_file
 from koala_export.simplify import simplify
 
 
@@ -56,11 +57,12 @@ def trace(module: nn.Module, component: Component) -> ir.Model:
             warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
             model = translate(capture(module, inputs), [tensor.name for tensor in component.outputs])
     except Exception as error:  # torch.export raises many kinds
+        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise BuildError(
-            component.name,
-            expected="a module that torch exports to ONNX",
-            found=str(error).strip().splitlines()[0],
-            fix="report the checkpoint's config.json",
+            f"{component.name} ({source_file(component.name)})",
+            expected="a module that runs, and that torch exports to ONNX",
+            found=lines[0],
+            fix="check that diffusers draws with the checkpoint; if it does, report this file",
         ) from error
     simplify(model)
     _clear_notes(model)
@@ -92,7 +94,7 @@ def _check(path: Path, component: Component) -> None:
             component.name,
             expected="valid ONNX",
             found=str(error).splitlines()[0],
-            fix="report the checkpoint's config.json",
+            fix=f"report the checkpoint's {source_file(component.name)}",
         ) from error
     graph = onnx.load(path, load_external_data=False).graph
     for kind, values, tensors in (
@@ -106,7 +108,7 @@ def _check(path: Path, component: Component) -> None:
                 f"{component.name}: {kind}",
                 expected=str(wanted),
                 found=str([*found]),
-                fix="report the checkpoint's config.json",
+                fix=f"report the checkpoint's {source_file(component.name)}",
             )
 
 

@@ -6,6 +6,7 @@
 - ``prompts``, ``weighting``, ``noise``, ``schedule``: what the host computes for a picture; ``arrays``: the caller's
 - ``program``: a picture as calls in order, and where its tensors lie; ``executor``: runs it on a device
 - ``devices``: the processor, an NVIDIA GPU and a simulated one; ``opening``: makes an executor of one
+- ``process``: refuses forked children and copies; ``finite``: finds the step after which latents are no numbers
 - ``selection``: chooses and checks the engines of a bundle; ``budget``: the device memory that a picture takes
 - ``recipe``: what draws a picture again, kept in the PNG file; ``repeat``: draws it again
 

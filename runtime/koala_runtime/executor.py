@@ -39,8 +39,8 @@ class Executor:
     float16 tensors on this device. With ``low_memory`` engines are loaded when their turn comes, again in each picture,
     and no graphs are kept. Raises DeviceError.
 
-    ``block`` is the address on the device of the memory that a program describes, ``inputs`` and ``images`` are on the
-    host what goes there and comes back: pinned, uint8.
+    ``block`` is the address on the device of the memory that a program describes. ``inputs`` on the host is what goes
+    there, ``images`` and ``latents``, of which they were decoded, are what comes back: pinned, uint8.
     """
 
     def __init__(
@@ -84,6 +84,7 @@ class Executor:
             program.nbytes <= self._block_bytes
             and program.input_bytes <= self.inputs.nbytes
             and program.images.nbytes <= self.images.nbytes
+            and program.latents[-1].nbytes <= self.latents.nbytes
         )
 
     @on_device
@@ -92,7 +93,7 @@ class Executor:
         self._release_memory()
         try:
             self.block = self.device.allocate(program.nbytes)
-            for nbytes in (program.input_bytes, program.images.nbytes):
+            for nbytes in (program.input_bytes, program.images.nbytes, program.latents[-1].nbytes):
                 self._pinned.append(self.device.pin(nbytes))
         except DeviceError:
             with suppress(DeviceError):  # the first error says more
@@ -109,6 +110,11 @@ class Executor:
     def images(self) -> Array:
         """What comes back."""
         return self._pinned[1]
+
+    @property
+    def latents(self) -> Array:
+        """What comes back with the images."""
+        return self._pinned[2]
 
     def bind(self, call: Call) -> Enqueue:
         """Return what enqueues ``call``."""

@@ -28,7 +28,8 @@ def prepare(manifest: Manifest, request: Request, chunk: slice) -> dict[str, Arr
     ids, ids_2 = (np.concatenate([side.tokens[which].ids[rows] for side in sides]) for which in (0, 1))
     steps, latents = len(schedule.timesteps), request.noise.latents
     noise = np.zeros((profile.batch, *latents.shape[1:]), np.float32)
-    noise[: len(latents[chunk])] = latents[chunk] * np.float32(schedule.init_noise_sigma)
+    with np.errstate(over="ignore"):  # latents of the caller's that are too large are told with the picture
+        noise[: len(latents[chunk])] = latents[chunk] * np.float32(schedule.init_noise_sigma)
     inputs: dict[str, Array] = {
         "input_ids": ids,
         "input_ids_2": ids_2,

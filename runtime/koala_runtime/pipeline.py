@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Self, Unpack, cast
+from typing import Any, NoReturn, Self, Unpack, cast
 
 from koala_bundle import __version__
 from koala_bundle.errors import ArgumentError, DeviceError
@@ -16,9 +16,11 @@ from koala_runtime.arguments import Arguments, Text
 from koala_runtime.budget import budget
 from koala_runtime.devices.base import Array
 from koala_runtime.executor import Executor
+from koala_runtime.finite import check_finite
 from koala_runtime.inputs import EMBEDDINGS, embed, prepare
 from koala_runtime.opening import open_executor
 from koala_runtime.output import DeviceImages, PipelineOutput, hand_over, join
+from koala_runtime.process import Owner, refuse_copy
 from koala_runtime.program import make_program
 from koala_runtime.prompts import PromptEncoder
 from koala_runtime.recipe import SCHEMA_VERSION, Recipe
@@ -55,6 +57,7 @@ class Pipeline:
         verify: bool = False,
         executor: Callable[[EngineSet, bool], Executor] = open_executor,
     ) -> None:
+        self._owner = Owner(self)
         engines = open_engines(Path(bundle), target, device, verify=verify)
         self.manifest, self.target, self.digest = engines.manifest, engines.target, engines.digest
         self.budget = budget(engines.manifest, engines.record)
@@ -73,6 +76,9 @@ class Pipeline:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise refuse_copy()
+
     def __del__(self) -> None:
         # Nothing else frees GPU memory while the process lives.
         with suppress(Exception):
@@ -80,7 +86,7 @@ class Pipeline:
 
     def close(self) -> None:
         """Free the engines and all memory; closing twice is harmless."""
-        if not self._closed:
+        if not self._closed and self._owner.is_here:
             with self._exclusive():
                 self._closed = True
                 with suppress(DeviceError):
@@ -154,7 +160,12 @@ class Pipeline:
                             times.setdefault(part, []).append(seconds)
                     else:
                         run.draw()
-                    made = run.read(run.program.latents[-1]) if request.output_type == "latent" else run.images
+                    if request.output_type == "latent":
+                        made = run.read(run.program.latents[-1])
+                        check_finite(run, made)
+                    else:
+                        made = run.images
+                        check_finite(run, run.final_latents)
                     made = made[: len(request.prompt.texts[chunk])]
                     if request.output_type == "device":
                         held = DeviceImages(run.images_address, made.shape, self)
@@ -215,6 +226,7 @@ class Pipeline:
     @contextmanager
     def _exclusive(self) -> Iterator[None]:
         """Queue calls of several threads; refuse a call from inside a loop or callback, which would wait for itself."""
+        self._owner.check()
         if self._drawing_thread == threading.get_ident():
             raise RuntimeError(
                 "a pipeline cannot be called or closed by its own callback_on_step_end or loop over steps; "

@@ -37,6 +37,12 @@ class Run:
         return self._executor.images[: place.nbytes].view(place.dtype).reshape(place.shape)
 
     @property
+    def final_latents(self) -> Array:
+        """Whatever the pictures were decoded from, until the next are: it shows whether they can be right."""
+        place = self.program.latents[-1]
+        return self._executor.latents[: place.nbytes].view(place.dtype).reshape(place.shape)
+
+    @property
     def images_address(self) -> int:
         """Where on the device the pictures are."""
         return self._executor.block + self.program.images.offset
@@ -170,6 +176,7 @@ class Run:
             work.append(lambda: device.copy_in(executor.block, executor.inputs[: self.program.input_bytes]))
         work += [executor.bind(call) for call in calls]
         if last:
-            host = executor.images[: images.nbytes]
-            work.append(lambda: device.copy_out(host, executor.block + images.offset))
+            decoded = calls[-1].tensors[LATENTS] if calls else self.program.latents[-1]
+            for held, place in ((executor.images, images), (executor.latents, decoded)):
+                work.append(partial(device.copy_out, held[: place.nbytes], executor.block + place.offset))
         return work

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib
 import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ from koala_bundle.engine_record import (
     engine_variants,
     gpu_variant,
     read_engine_record,
-    restore_engines,
 )
-from koala_bundle.errors import ArgumentError, TargetError
-from koala_bundle.files import file_entry, restore
+from koala_bundle.errors import ArgumentError, BundleError, TargetError
+from koala_bundle.files import FileState, file_entry, file_state, inside
 from koala_bundle.manifest import MANIFEST, TOKENIZERS, Manifest, read_manifest
+from koala_bundle.swap import whole
 from koala_bundle.targets import CPU, TARGETS, Target, find_target
 from koala_machine.driver import Driver, find_gpu, query_driver
 from koala_runtime.budget import budget
@@ -45,11 +45,13 @@ class EngineSet:
     variant: str
     record: EngineRecord
     device: int | str | None = None
+    states: Mapping[str, FileState | None] = field(default_factory=dict)
+    """Of each file of the plans, before it was checked."""
 
     @property
     def folder(self) -> Path:
         """Where the plans are."""
-        return engine_folder(self.path, self.target, self.variant)
+        return whole(engine_folder(self.path, self.target, self.variant))
 
     @property
     def components(self) -> list[str]:
@@ -57,8 +59,17 @@ class EngineSet:
         return [entry.name for entry in self.manifest.components]
 
     def plan(self, component: str) -> Path:
-        """Return the file of a component's plan."""
-        return self.folder / self.record.plans[component].files[0]
+        """Return the file of a component's plan. Raises BundleError if it is not the one that was checked."""
+        names = self.record.plans[component].files
+        for name in names:
+            if name in self.states and file_state(self.folder / name) != self.states[name]:
+                raise BundleError(
+                    str(self.folder / name),
+                    expected="the file that was there when the pipeline was opened",
+                    found="another, or changed bytes",
+                    fix="open the pipeline again; `koala engines` replaces engines without changing open files",
+                )
+        return self.folder / names[0]
 
     def check_version(self, installed: str) -> None:
         """Raise TargetError unless the plans are of the version of the compiler that is installed."""
@@ -83,8 +94,7 @@ def open_engines(
     Raises ArgumentError for an unknown target, BundleError for missing or damaged files and TargetError for engines
     that cannot be used.
     """
-    restore(path)
-    restore_engines(path)
+    path = whole(path.absolute())
     manifest = read_manifest(path)
     wanted = find_target(target, simulated=True) if target else None
     driver = query_driver() if device is None else _driver_of(device, path, wanted)
@@ -100,11 +110,13 @@ def open_engines(
             found="plans built from other ONNX files",
             fix=rebuild,
         )
+    folder = whole(engine_folder(path, chosen, variant))
+    states = {name: file_state(inside(folder, name, rebuild)) for name in record.files}
     tokenizers = {name: entry for name, entry in manifest.files.items() if name.startswith(TOKENIZERS)}
     check_files_once(path, tokenizers, f"export the bundle again with `koala export SOURCE {path}`", verify=verify)
-    check_files_once(engine_folder(path, chosen, variant), record.files, rebuild, verify=verify)
+    check_files_once(folder, record.files, rebuild, verify=verify)
     _check_plans(path, chosen, variant, record)
-    return EngineSet(path, file_entry(path / MANIFEST).sha256, manifest, chosen, variant, record, device)
+    return EngineSet(path, file_entry(path / MANIFEST).sha256, manifest, chosen, variant, record, device, states)
 
 
 def _driver_of(device: int | str, path: Path, wanted: Target | None) -> Driver:
@@ -146,7 +158,7 @@ def _check_plans(path: Path, target: Target, variant: str, record: EngineRecord)
     library: Any = importlib.import_module(target.library) if target.needs_gpu else None
     if hasattr(library, "EngineValidity"):
         for plan in record.plans.values():
-            check_plan(library, engine_folder(path, target, variant) / plan.files[0])
+            check_plan(library, whole(engine_folder(path, target, variant)) / plan.files[0])
 
 
 def _engines_for(path: Path, target: Target, driver: Driver) -> tuple[str, EngineRecord]:

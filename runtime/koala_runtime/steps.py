@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from typing import Self
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from koala_bundle.errors import ArgumentError
 from koala_runtime.arrays import Floats, read_latents
 from koala_runtime.output import PipelineOutput
+from koala_runtime.process import Owner
 from koala_runtime.request import StepCallback
 from koala_runtime.run import Run
 
@@ -52,10 +53,11 @@ class Steps(Iterator[Step]):
     """
 
     def __init__(self, drawing: Generator[Step, None, PipelineOutput]) -> None:
-        self._drawing = drawing
+        self._drawing, self._owner = drawing, Owner(self)
         self._output: PipelineOutput | None = None
 
     def __next__(self) -> Step:
+        self._owner.check()
         try:
             return next(self._drawing)
         except StopIteration as ended:
@@ -100,6 +102,13 @@ def call_back(pipeline: object, callback: StepCallback, steps: Steps) -> Pipelin
                 continue
             tensors = {name: step.latents if name == "latents" else step.preview() for name in callback.tensors}
             returned = callback.function(pipeline, step.index, step.timestep, tensors)
+            if returned is not None and not isinstance(returned, Mapping):
+                raise ArgumentError(
+                    "callback_on_step_end",
+                    expected="a function that returns a dict of tensors, or None",
+                    found=f"one that returned {type(returned).__name__}",
+                    fix='return {"latents": latents}',
+                )
             if returned and "latents" in returned:
                 step.latents = returned["latents"]
         return steps.output

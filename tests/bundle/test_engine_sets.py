@@ -18,7 +18,6 @@ from koala_bundle.engine_record import (
     engine_variants,
     gpu_variant,
     read_engine_record,
-    restore_engines,
 )
 from koala_bundle.errors import BundleError, TargetError
 from koala_bundle.targets import CPU, CUDA, RTX, SIMULATED, TARGETS, TENSORRT, Target
@@ -78,11 +77,10 @@ def test_a_build_that_fails_leaves_no_folder(tmp_path: Path, monkeypatch: pytest
     assert not compiled.log
 
 
-def test_interrupted_swaps_are_undone(tmp_path: Path) -> None:
+def test_what_an_interrupted_swap_left_is_found(tmp_path: Path) -> None:
     for folder in ("tensorrt/.a-8.6.old", ".rtx-7.5.old"):
         (tmp_path / "engines" / folder).mkdir(parents=True)
         (tmp_path / "engines" / folder / ENGINE_RECORD).write_text("{}")
-    restore_engines(tmp_path)
     assert engine_variants(tmp_path, TENSORRT) == ["a-8.6"]
     assert engine_variants(tmp_path, RTX) == ["7.5"]
 

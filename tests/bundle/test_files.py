@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from koala_bundle.errors import BundleError
-from koala_bundle.files import Staging, check_files, file_entry, inside, restore, write_atomic
+from koala_bundle.files import check_files, file_entry, inside, write_atomic
+from koala_bundle.swap import Staging, restore, whole
 
 
 def test_a_reader_between_the_two_renames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -23,7 +24,7 @@ def test_a_reader_between_the_two_renames(tmp_path: Path, monkeypatch: pytest.Mo
         result = rename(path, target)
         if path == final and not reads:
             reads.append(target)
-            restore(final)
+            assert (whole(final) / "old").is_file()
         return result
 
     monkeypatch.setattr(Path, "rename", rename_then_read)

@@ -12,7 +12,7 @@ import pytest
 from koala_bundle.counts import Counts, Product
 from koala_bundle.engine_record import read_engine_record
 from koala_bundle.errors import BuildError
-from koala_bundle.files import write_json
+from koala_bundle.files import write_sealed
 from koala_bundle.manifest import ComponentEntry, read_manifest
 from koala_bundle.targets import RTX
 from koala_engines.build import build_engines
@@ -65,7 +65,7 @@ def test_strict_refuses_what_is_lost(half: Path, tmp_path: Path) -> None:
         products = tuple(replace(product, dtype="float32") for product in one.counts.products)
         return replace(one, counts=replace(one.counts, products=products))
 
-    write_json(copy / "manifest.json", replace(manifest, components=tuple(map(single, manifest.components))))
+    write_sealed(copy / "manifest.json", replace(manifest, components=tuple(map(single, manifest.components))))
     with pytest.raises(BuildError, match=r"rtx: text_encoder: .* found only 0% of its operations are float16"):
         build_engines(copy, RTX, BuildOptions(strict=True))
     assert not (copy / "engines" / "rtx").exists()

@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from koala_bundle.engine_record import engine_folder, read_engine_record
 from koala_bundle.errors import TargetError
+from koala_bundle.files import write_sealed
 from koala_bundle.manifest import read_manifest
 from koala_bundle.targets import CPU, RTX
 from koala_engines.availability import obstacles
@@ -176,7 +177,7 @@ def test_cpu_engines_are_built_again_for_a_reason(own: tuple[Path, Path]) -> Non
     version = read_engine_record(bundle, CPU).key.compiler_version
     record = json.loads((engines / "engine.json").read_bytes())
     record["key"]["compiler_version"] = "0.0.1"
-    (engines / "engine.json").write_text(json.dumps(record))
+    write_sealed(engines / "engine.json", record)
     assert f"onnxruntime 0.0.1 -> onnxruntime {version}\n" in koala(*command)
 
     (engines / "engine.json").write_text("{")

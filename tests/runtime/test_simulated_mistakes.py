@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 import koala_runtime.pipeline
-from koala_bundle.errors import DeviceError
+from koala_bundle.errors import KoalaError
 from koala_runtime import Pipeline
 from koala_runtime import program as programs
 from koala_runtime.executor import Executor
@@ -100,6 +100,6 @@ def test_a_mistake_shows(
     tiny: Path, wanted: NDArray[np.float32], mistake: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mistake(monkeypatch)
-    with pytest.raises((AssertionError, DeviceError)), simulated(tiny) as gpu:
+    with pytest.raises((AssertionError, KoalaError)), simulated(tiny) as gpu:
         draw(gpu, OTHER)
         assert np.array_equal(draw(gpu), wanted)

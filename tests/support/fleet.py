@@ -16,7 +16,7 @@ import pytest
 import koala_engines.opening
 import koala_machine.support
 from koala_bundle.engine_record import GPU, EngineKey
-from koala_bundle.files import file_entry, write_json
+from koala_bundle.files import file_entry, write_sealed
 from koala_bundle.manifest import MANIFEST, SCHEMA_VERSION, ComponentEntry, Manifest, Origin, read_manifest
 from koala_bundle.spec import Profile, Sampling
 from koala_bundle.targets import CPU, RTX, TENSORRT, Target
@@ -151,7 +151,7 @@ def make_bundle(path: Path) -> Path:
         tuple(entries),
         files,
     )
-    write_json(path / MANIFEST, manifest)
+    write_sealed(path / MANIFEST, manifest)
     return path
 
 
@@ -162,5 +162,5 @@ def change_component(bundle: Path, name: str) -> None:
     data = json.loads((bundle / MANIFEST).read_text())
     entry = file_entry(bundle / path)
     data["files"][path] = {"sha256": entry.sha256, "size": entry.size}
-    (bundle / MANIFEST).write_text(json.dumps(data))
+    write_sealed(bundle / MANIFEST, data)
     assert read_manifest(bundle).files[path] == entry

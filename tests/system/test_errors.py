@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from koala_bundle.files import write_json, write_sealed
 from koala_cli.main import run_app
 
 Prepare = Callable[[Path], object]
@@ -21,7 +22,8 @@ Prepare = Callable[[Path], object]
 
 def edit_json(path: Path, **changes: object) -> None:
     data = json.loads(path.read_text())
-    path.write_text(json.dumps(data | changes))
+    write = write_sealed if path.parent.name == "bundle" else write_json  # a bundle's records hold their own digest
+    write(path, data | changes)
 
 
 def cut(path: Path, keep: float = 0.5) -> None:
@@ -69,9 +71,7 @@ CASES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
     "missing tokenizer": (lambda t: (t / "checkpoint/tokenizer_2/merges.txt").unlink(), EXPORT),
     "damaged tokenizer": (lambda t: cut(t / "checkpoint/tokenizer/vocab.json"), EXPORT),
     "unsupported scheduler": (
-        lambda t: edit_json(
-            t / "checkpoint/scheduler/scheduler_config.json", _class_name="DPMSolverMultistepScheduler"
-        ),
+        lambda t: edit_json(t / "checkpoint/model_index.json", scheduler=["diffusers", "DPMSolverMultistepScheduler"]),
         EXPORT,
     ),
     "karras sigmas": (
@@ -138,7 +138,7 @@ CASES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
         RUN,
     ),
     "path out of the bundle": (lambda t: point_outside(t / "bundle/engines/cpu/engine.json"), RUN),
-    "plan without a digest": (lambda t: edit_json(t / "bundle/engines/cpu/engine.json", files={}), RUN),
+    "plan without a digest": (lambda t: edit_record(t / "bundle/engines/cpu/engine.json", files={}), RUN),
     "ONNX without a digest": (
         lambda t: edit_json(t / "bundle/manifest.json", files={}),
         ("engines", "{tmp}/bundle", "--target", "cpu"),
@@ -169,23 +169,27 @@ CASES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
 }
 
 
+def edit_record(path: Path, **changes: object) -> None:
+    write_sealed(path, json.loads(path.read_text()) | changes)
+
+
 def edit_key(path: Path, **changes: object) -> None:
     record = json.loads(path.read_text())
     record["key"] |= changes
-    path.write_text(json.dumps(record))
+    write_sealed(path, record)
 
 
 def edit_plan(path: Path, name: str, **changes: object) -> None:
     record = json.loads(path.read_text())
     record["plans"][name] |= changes
-    path.write_text(json.dumps(record))
+    write_sealed(path, record)
 
 
 def point_outside(path: Path) -> None:
     record = json.loads(path.read_text())
     record["plans"]["denoiser"]["files"] = ["../../../secret"]
     record["files"]["../../../secret"] = {"sha256": "00", "size": 1}
-    path.write_text(json.dumps(record, sort_keys=True))
+    write_sealed(path, record)
 
 
 def pretend_gpu_engines(tmp: Path) -> None:

@@ -7,6 +7,7 @@ kill the result is read as a reader would: what is there must have, file by file
 from __future__ import annotations
 
 import itertools
+import json
 import random
 import shutil
 import signal
@@ -22,8 +23,9 @@ from typing import Any
 import pytest
 
 from koala_bundle.engine_record import EngineKey, engine_folder, read_engine_record
-from koala_bundle.files import check_files, relative, restore
+from koala_bundle.files import check_files, relative, write_sealed
 from koala_bundle.manifest import Manifest, read_manifest
+from koala_bundle.swap import restore
 from koala_bundle.targets import find_target
 from koala_engines.availability import obstacles
 from koala_runtime.selection import open_engines
@@ -185,8 +187,9 @@ def works(
         new = read_engine_record(made.parents[1], target).key
         path = copy_without_engines(bundle(SHAPE), tmp_path / "bundle")
         old = shutil.copytree(made, tmp_path / "old")
-        record = (old / "engine.json").read_text()
-        (old / "engine.json").write_text(record.replace(f'"{new.compiler_version}"', '"0.0.1"'))
+        record = json.loads((old / "engine.json").read_text())
+        record["key"]["compiler_version"] = "0.0.1"
+        write_sealed(old / "engine.json", record)
         arguments = ("engines", str(path), "--target", name)
         return Work(arguments, engine_folder(path, target), old if before == "old" else None, new, seconds)
 

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 from koala_bundle.errors import ArgumentError
+from koala_bundle.files import write_sealed
 from koala_cli.main import run_app
 from koala_runtime import Pipeline
 
@@ -127,7 +128,7 @@ def test_engines_of_another_gpu(tmp_path: Path, bundle: Callable[..., Path]) -> 
         (path,) = folder.rglob("engine.json")
         record = json.loads(path.read_text())
         record["key"] |= changes
-        path.write_text(json.dumps(record))
+        write_sealed(path, record)
         command = [sys.executable, "-m", "koala_cli.main", "run", str(copy), "a cat", "--target", target]
         environment = os.environ | {"LD_LIBRARY_PATH": str(tmp_path)}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)

@@ -15,7 +15,7 @@ import pytest
 from onnx import numpy_helper
 
 import koala_runtime.pipeline
-from koala_bundle.files import file_entry, write_json
+from koala_bundle.files import file_entry, write_sealed
 from koala_bundle.manifest import read_manifest
 from koala_bundle.targets import CPU
 from koala_cli.main import run_app
@@ -60,7 +60,7 @@ def change_weights(path: Path, name: str, change: Callable[[Any], Any]) -> Path:
     (path / data).unlink()
     onnx.save(model, path / graph, save_as_external_data=True, location=Path(data).name)
     files = {**manifest.files, graph: file_entry(path / graph), data: file_entry(path / data)}
-    write_json(path / "manifest.json", replace(manifest, files=files))
+    write_sealed(path / "manifest.json", replace(manifest, files=files))
     build_engines(path, CPU)
     return path
 
@@ -110,7 +110,7 @@ def test_a_wrong_plan_and_a_wrong_graph_are_distinguished(
     digests = read_manifest(right).onnx_digests()
     for plan in content["plans"].values():
         plan["onnx"] = {path: digests[path] for path in plan["onnx"]}
-    write_json(record, content)
+    write_sealed(record, content)
     failures = verify(copy, str(checkpoint(SHAPE))).failures
     assert failures[0] == "text_encoder: hidden_states (cpu)"
     assert not [failure for failure in failures if "(onnx)" in failure]

@@ -1,4 +1,4 @@
-"""The checkpoint of a bundle, and diffusers' own pipeline on it, with the bundle's timestep spacing."""
+"""The checkpoint of a bundle, and the pipeline that diffusers alone loads of it, with the bundle's timestep spacing."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from koala_bundle.errors import ArgumentError
+from koala_bundle.errors import ArgumentError, CheckpointError
 from koala_bundle.manifest import Manifest
-from koala_export.checkpoint import MODELS, TOKENIZER_OF, FolderCheckpoint
+from koala_export.checkpoint import TOKENIZER_OF, FolderCheckpoint
+from koala_export.learned_words import LearnedWord
 from koala_export.source import open_source
 from koala_verify.pixels import Pixels
+
+VARIANTS: dict[str, tuple[str | None, ...]] = {"fp16": ("fp16", None, "bf16"), "fp32": (None, "fp16", "bf16")}
+"""Variants in the order in which a user of diffusers would try them for weights of a precision."""
 
 
 def open_checkpoint(source: str, manifest: Manifest, embeddings: Sequence[Path] = ()) -> FolderCheckpoint:
@@ -29,26 +33,49 @@ def open_checkpoint(source: str, manifest: Manifest, embeddings: Sequence[Path] 
     return checkpoint
 
 
-def open_diffusers(checkpoint: FolderCheckpoint, manifest: Manifest, dtype: Any) -> Any:
-    """Return a StableDiffusionXLPipeline in ``dtype`` on the CPU."""
-    from diffusers import EulerDiscreteScheduler, StableDiffusionXLPipeline
+def open_diffusers(folder: Path, manifest: Manifest, dtype: Any, words: Sequence[LearnedWord] = ()) -> Any:
+    """Return the pipeline that diffusers makes of ``folder`` and learned words, in ``dtype`` on the CPU.
 
-    models = {name: checkpoint.load(name, dtype) for name in MODELS}
-    pipe: Any = StableDiffusionXLPipeline.from_pretrained(checkpoint.folder, add_watermarker=False, **models)
-    pipe.set_progress_bar_config(disable=True)
-    for word in checkpoint.words:
-        parts = {"tokenizer": getattr(pipe, TOKENIZER_OF[word.encoder]), "text_encoder": getattr(pipe, word.encoder)}
-        pipe.load_textual_inversion(word.vectors, token=word.text, **parts)
-    spacing = manifest.spec.scheduler.timestep_spacing
-    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing=spacing)
-    return pipe
+    Classes, configurations, files and tokenizers are found by diffusers itself, nothing by the exporter. Only the
+    timestep spacing is the bundle's, which may come from a model card. Raises CheckpointError if diffusers refuses.
+    """
+    from diffusers import DiffusionPipeline
+
+    refused: Exception | None = None
+    for variant in VARIANTS[manifest.profile.precision]:
+        try:
+            pipe: Any = DiffusionPipeline.from_pretrained(
+                folder,
+                variant=variant,
+                dtype=dtype,
+                use_safetensors=True,
+                local_files_only=True,
+                add_watermarker=False,
+            )
+        except Exception as error:  # diffusers raises many kinds; another variant may be there
+            refused = refused or error
+            continue
+        pipe.set_progress_bar_config(disable=True)
+        for word in words:
+            tokenizer, encoder = getattr(pipe, TOKENIZER_OF[word.encoder]), getattr(pipe, word.encoder)
+            pipe.load_textual_inversion(word.vectors, token=word.text, tokenizer=tokenizer, text_encoder=encoder)
+        spacing = manifest.spec.scheduler.timestep_spacing
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, timestep_spacing=spacing)
+        return pipe
+    lines = str(refused).strip().splitlines() or [type(refused).__name__]
+    raise CheckpointError(
+        str(folder),
+        expected="a checkpoint that diffusers loads, which is the reference",
+        found=f"a refusal ({lines[0].rstrip('.')})",
+        fix="save the checkpoint again with diffusers' save_pretrained",
+    ) from refused
 
 
 def draw_reference(checkpoint: FolderCheckpoint, manifest: Manifest, cases: Sequence[tuple[str, int]]) -> list[Pixels]:
     """Draw the picture of each prompt and seed, one at a time, in float32 with the bundle's steps and guidance."""
     import torch
 
-    pipe = open_diffusers(checkpoint, manifest, torch.float32)
+    pipe = open_diffusers(checkpoint.folder, manifest, torch.float32, checkpoint.words)
     profile, sampling = manifest.profile, manifest.sampling
     pictures = []
     for prompt, seed in cases:

@@ -98,7 +98,7 @@ class Diffusers(DiffusersPipeline):
         manifest = read_manifest(Path(workload.bundle))
         checkpoint = open_source(workload.source, random_weights=False, precision=manifest.profile.precision)
         assert isinstance(checkpoint, FolderCheckpoint)
-        pipe = open_diffusers(checkpoint, manifest, dtype)
+        pipe = open_diffusers(checkpoint.folder, manifest, dtype)
         pipe.to(device)
         for model in (pipe.unet, pipe.vae):
             model.to(memory_format=torch.channels_last)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from koala_bundle.codec import to_json
 from koala_bundle.errors import ArgumentError
 from koala_cli.extras import quiet_libraries, require_packages
+from koala_cli.files import make_output_folder
 from koala_cli.options import AsJson, Bundle, Device, OriginalSource, option
 from koala_cli.screen import note, reported_lines, say, say_figures, say_json
 
@@ -70,6 +71,7 @@ def bench(
     from koala_bench.runner import BenchOptions, run
     from koala_bench.sweep import sweep
 
+    make_output_folder(output)
     quiet_libraries()
     given = {"steps": steps_sweep, "batch": batch_sweep, "size": size_sweep}
     sweeps = {kind: _values(f"{kind}_sweep", text) for kind, text in given.items() if text is not None}

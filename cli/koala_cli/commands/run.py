@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from koala_bundle.errors import ArgumentError
-from koala_bundle.files import file_entry, write_atomic
+from koala_bundle.files import file_entry
 from koala_bundle.manifest import MANIFEST, read_manifest
+from koala_bundle.swap import whole
+from koala_cli.files import check_output_file, write_output
 from koala_cli.options import Bundle, Device, RunTarget, argument, option
 from koala_cli.screen import note, progress_bar, say, stderr
 
@@ -85,7 +87,7 @@ def run(
         image, made = result.images[0], result.recipes[0]
     else:
         image, made = repeated_picture(recipe, pipeline.manifest, result)
-    write_atomic(output, _encoded(image, output, made))
+    write_output(output, _encoded(image, output, made))
     if verbose:
         _print_costs(pipeline, result)
     note(
@@ -118,7 +120,7 @@ def _read_repeatable(like: Path, bundle: Path, changes: dict[str, Any], output: 
     if "seed" in changes:  # a picture of its own
         recipe = replace(recipe, index=0, count=1)
     read_manifest(bundle)  # refuses what is no bundle
-    check_repeatable(recipe, file_entry(bundle / MANIFEST).sha256, like, bundle)
+    check_repeatable(recipe, file_entry(whole(bundle) / MANIFEST).sha256, like, bundle)
     if changes and output.exists() and output.samefile(like):
         raise ArgumentError(
             "output",
@@ -185,20 +187,25 @@ def _check_output(output: Path) -> None:
     from PIL import Image
 
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.SAVE}
-    if output.suffix.lower() not in endings:
+    if output.suffix.lower() not in endings or not _takes_pictures(output):
         raise ArgumentError(
             "output",
             expected="a picture file such as koala.png",
             found=str(output),
             fix="end the name in .png, .jpg or .webp",
         )
-    if not output.parent.is_dir():
-        raise ArgumentError(
-            "output",
-            expected="a file in a folder that exists",
-            found=str(output),
-            fix=f"make the folder {output.parent} first",
-        )
+    check_output_file(output)
+
+
+def _takes_pictures(output: Path) -> bool:
+    """Whether Pillow writes colours in this format here; for some it has only a name, or needs another program."""
+    from PIL import Image
+
+    try:
+        _encoded_as(Image.new("RGB", (16, 16)), output)
+    except Exception:  # each format's own
+        return False
+    return True
 
 
 def _encoded(image: Any, output: Path, recipe: Recipe) -> bytes:
@@ -207,9 +214,14 @@ def _encoded(image: Any, output: Path, recipe: Recipe) -> bytes:
 
     from koala_runtime import to_png
 
-    kind = Image.registered_extensions()[output.suffix.lower()]
-    if kind == "PNG":
+    if Image.registered_extensions()[output.suffix.lower()] == "PNG":
         return to_png(image, recipe)
+    return _encoded_as(image, output)
+
+
+def _encoded_as(image: Any, output: Path) -> bytes:
+    from PIL import Image
+
     stream = BytesIO()
-    image.save(stream, kind)
+    image.save(stream, Image.registered_extensions()[output.suffix.lower()])
     return stream.getvalue()

@@ -10,6 +10,7 @@ from koala_bundle.codec import to_json
 from koala_bundle.errors import ArgumentError, KoalaError
 from koala_cli.commands.verify_layers import compare_by_layer
 from koala_cli.extras import quiet_libraries, require_packages
+from koala_cli.files import check_output_file, write_output
 from koala_cli.options import AsJson, Bundle, Device, Embeddings, OriginalSource, RunTarget, option
 from koala_cli.screen import reported_lines, say, say_json, stdout, table, verdict
 
@@ -49,14 +50,15 @@ def verify(
     require_packages(("torch", "diffusers", "transformers", "onnx", "skimage", "jinja2"), "bench")
     from koala_verify.verify import verify as compare_with_checkpoint
 
+    if html is not None:
+        check_output_file(html, "html")
     quiet_libraries()
     with reported_lines() as report:
         findings = compare_with_checkpoint(bundle, source, target, seeds, report, device, embedding or ())
     if html is not None:
-        from koala_bundle.files import write_atomic
         from koala_verify.page import page
 
-        write_atomic(html, page(findings).encode())
+        write_output(html, page(findings).encode())
     if as_json:
         shown = {field.name: getattr(findings, field.name) for field in dataclasses.fields(findings)}
         del shown["pairs"]

@@ -5,7 +5,6 @@ A bundle is traced once without passes; what they make of its graphs becomes fur
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 from collections.abc import Callable
@@ -18,8 +17,7 @@ import onnx_ir as ir
 import pytest
 from numpy.typing import NDArray
 
-from koala_bundle.codec import to_json
-from koala_bundle.files import file_entry
+from koala_bundle.files import file_entry, write_sealed
 from koala_bundle.manifest import ComponentEntry, read_manifest
 from koala_bundle.spec import PASS_NAMES
 from koala_bundle.targets import CPU
@@ -75,7 +73,7 @@ def compiled(plain: Path, passes: tuple[str, ...], folder: Path) -> Path:
             entries.append(ComponentEntry(made.name, made.inputs, made.outputs, made.steps, names, counts))
             files |= {name: file_entry(path) for name, path in zip(names, paths, strict=True)}
     manifest = replace(manifest, passes=passes, components=tuple(entries), files=files)
-    (bundle / "manifest.json").write_text(json.dumps(to_json(manifest)))
+    write_sealed(bundle / "manifest.json", manifest)
     build_engines(bundle, CPU)
     return bundle
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import math
 import shutil
 from collections.abc import Callable, Sequence
@@ -16,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 import koala_runtime.pipeline
-from koala_bundle.codec import to_json
 from koala_bundle.engine_record import ENGINE_RECORD, engine_folder, read_engine_record
 from koala_bundle.errors import DeviceError, KoalaError
+from koala_bundle.files import write_sealed
 from koala_bundle.targets import CPU, RTX
 from koala_runtime import Pipeline
 from tests.support import nulldriver
@@ -40,7 +39,7 @@ def add_rtx_engines(bundle: Path, copy: Path) -> Path:
         for name, plan in record.plans.items()
     }
     changed = replace(record, target=RTX.name, key=key, plans=plans)
-    (folder / ENGINE_RECORD).write_text(json.dumps(to_json(changed)))
+    write_sealed(folder / ENGINE_RECORD, changed)
     return copy
 
 

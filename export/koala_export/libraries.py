@@ -1,0 +1,152 @@
+"""The configurations of a checkpoint folder as diffusers and transformers read them: defaults filled in, keys dropped.
+
+Files can say more than a dict shows: ``_use_default_values``, a configuration inside another, files by version. So the
+libraries read them, and what they make of them is what the specification is taken from.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import typing
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from koala_bundle.errors import CheckpointError
+from koala_export.configs import CONFIG_FILES, MODELS, NOISE_SCHEDULE, SAMPLER, UNREAD, Config, read_scheduler
+from koala_export.fields import Fields, misfit
+from koala_export.weights import OF_DIFFUSERS
+
+T = TypeVar("T")
+READ = (
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type", "interpolation_type"),
+    *("timestep_spacing", "steps_offset"),
+)
+"""Keys of EulerDiscreteScheduler that are in the specification."""
+_FIX = "correct the file, or save the checkpoint again with diffusers' save_pretrained"
+
+
+def model_class(name: str) -> Any:
+    """The diffusers or transformers class of one of MODELS (imported on use: each import takes seconds)."""
+    if name in OF_DIFFUSERS:
+        import diffusers
+
+        return diffusers.UNet2DConditionModel if name == "unet" else diffusers.AutoencoderKL
+    import transformers
+
+    return transformers.CLIPTextModel if name == "text_encoder" else transformers.CLIPTextModelWithProjection
+
+
+def read_configs(root: Path, raw: dict[str, Config]) -> dict[str, Config]:
+    """Return the configuration of every component, from the parsed JSON files ``raw`` of the folder ``root``.
+
+    Raises CheckpointError, with the file and key where they are known, for what a library refuses.
+    """
+    for name in MODELS:
+        _refuse_other_weights(root, name, raw[name])
+    return {
+        "model_index": _of_diffusers(_pipeline_class(), "model_index", raw) | _classes(raw["model_index"]),
+        "scheduler": _scheduler(raw),
+        **{name: _model(root, name, raw) for name in MODELS},
+    }
+
+
+def check_models(configs: dict[str, Config]) -> None:
+    """Build every model without memory. Raises CheckpointError naming the file of a configuration that builds none."""
+    import torch
+    from transformers import CLIPTextConfig
+
+    with torch.device("meta"):
+        for name in MODELS:
+            values, cls = dict(configs[name]), model_class(name)
+            if name in OF_DIFFUSERS:
+                _ask(name, values, partial(cls, **values), _hints(cls))
+            else:
+                _ask(name, values, partial(cls, CLIPTextConfig(**values)), {})
+
+
+def _pipeline_class() -> Any:
+    from diffusers import StableDiffusionXLPipeline
+
+    return StableDiffusionXLPipeline
+
+
+def _classes(index: Config) -> dict[str, Any]:
+    """Return what diffusers' pipelines take from model_index.json beside their own arguments."""
+    return {name: value for name, value in index.items() if name == "_class_name" or isinstance(value, list)}
+
+
+def _model(root: Path, name: str, raw: dict[str, Config]) -> Config:
+    if name in OF_DIFFUSERS:
+        return _of_diffusers(model_class(name), name, raw)
+    from transformers import CLIPTextConfig
+
+    found = _ask(name, raw[name], lambda: CLIPTextConfig.from_pretrained(root / name, local_files_only=True), {})
+    return dict(found.to_dict())
+
+
+def _scheduler(raw: dict[str, Config]) -> Config:
+    from diffusers import EulerDiscreteScheduler
+
+    config = _of_diffusers(EulerDiscreteScheduler, "scheduler", raw)
+    defaults = inspect.signature(EulerDiscreteScheduler.__init__).parameters
+    fields = Fields(CONFIG_FILES["scheduler"], config)
+    for key in config.keys() - {*READ, *SAMPLER, *NOISE_SCHEDULE, *UNREAD}:  # an argument of a newer diffusers
+        fields.require(key, defaults[key].default, why="diffusers' default", fix="draw this checkpoint with diffusers")
+    read_scheduler(config)
+    scheduler = _ask("scheduler", config, lambda: EulerDiscreteScheduler(**config), _hints(EulerDiscreteScheduler))
+    if not scheduler.sigmas.isfinite().all():
+        raise fields.error("beta_start, beta_end", "betas from 0 to 1, whose noise levels are finite", "others")
+    return config
+
+
+def _of_diffusers(cls: Any, name: str, raw: dict[str, Config]) -> dict[str, Any]:
+    found = _ask(name, raw[name], lambda: cls.extract_init_dict(dict(raw[name])), {})
+    return dict(found[0])
+
+
+def _refuse_other_weights(root: Path, name: str, config: Config) -> None:
+    """Refuse what makes a library load other weights than those of the folder, or change them."""
+    fields = Fields(CONFIG_FILES[name], config)
+    if config.get("quantization_config") is not None:
+        kind = config["quantization_config"]
+        method = kind.get("quant_method") if isinstance(kind, dict) else kind
+        fix = "save the checkpoint again without quantisation, or pass the original one"
+        raise fields.error("quantization_config", "none: weights are compiled as they were trained", str(method), fix)
+    if name not in OF_DIFFUSERS:
+        fields.require("transformers_weights", None, fix=_FIX)
+        adapter = root / name / "adapter_config.json"
+        if adapter.exists():
+            raise CheckpointError(
+                str(adapter),
+                expected="no adapter beside the weights",
+                found="one",
+                fix="merge it into the weights (PEFT's merge_and_unload) and save the checkpoint, or delete it",
+            )
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    # register_to_config wraps __init__ and keeps the original.
+    return typing.get_type_hints(inspect.unwrap(cls.__init__))
+
+
+def _ask(name: str, values: Config, read: Callable[[], T], hints: dict[str, Any]) -> T:
+    """Return what a library makes of a configuration; what it refuses is told by key if its annotations allow that."""
+    try:
+        return read()
+    except Exception as error:  # libraries raise many kinds for a file that is not right
+        file = CONFIG_FILES[name]
+        if wrong := misfit(hints, values):
+            key, expected, found = wrong
+            raise Fields(file, values).error(key, expected, found) from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        said = " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
+        named = re.search(r"for field '(\w+)'", said)  # huggingface_hub's words for a value of another type
+        raise CheckpointError(
+            f"{file}: {named[1]}" if named else file,
+            expected="a configuration that the library reads",
+            found=f"a refusal ({said.rstrip('.')})",
+            fix=_FIX,
+        ) from error

@@ -1,0 +1,1 @@
+"""What people really have, one small function per input: drawn as diffusers draws it, or refused in a sentence."""
