@@ -24,7 +24,12 @@ class KoalaError(Exception):
 
     def __init__(self, what: str, *, expected: str, found: str, fix: str) -> None:
         self.what, self.expected, self.found, self.fix = what, expected, found, fix
-        super().__init__(f"{what}: expected {expected}, found {found}; {fix}.")
+        super().__init__(f"{what}: {self.reason}.")
+
+    @property
+    def reason(self) -> str:
+        """The sentence without what it is about, for lists of things that cannot be done."""
+        return f"expected {self.expected}, found {self.found}; {self.fix}"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # An exception is pickled by its one argument, the sentence; another process needs the parts.

@@ -32,5 +32,5 @@ def _obstacle(target: Target, device: int | str) -> str | None:
     try:
         open_compiler(target, BuildOptions(device=device))
     except TargetError as error:
-        return f"{error.found}; {error.fix}"
+        return error.reason
     return None

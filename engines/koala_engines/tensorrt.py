@@ -30,14 +30,6 @@ class TensorRTCompiler(TrtBuilder):
     """TensorRT: plans for the GPU of this machine. Raises TargetError where there is none, or the driver is too old."""
 
     def __init__(self, options: BuildOptions) -> None:
-        super().__init__(TENSORRT, options)
-        if int(self.version.split(".")[0]) != TENSORRT_MAJOR:
-            raise TargetError(
-                f"target {TENSORRT}",
-                expected=f"TensorRT {TENSORRT_MAJOR}",
-                found=self.version,
-                fix=f"install it with {install_command(TENSORRT)}",
-            )
         driver = query_driver(device=options.device or 0)
         if driver.gpu is None:
             raise TargetError(
@@ -48,6 +40,14 @@ class TensorRTCompiler(TrtBuilder):
             )
         check_gpu(TENSORRT, driver.gpu)
         check_driver(TENSORRT, driver)
+        super().__init__(TENSORRT, options)
+        if int(self.version.split(".")[0]) != TENSORRT_MAJOR:
+            raise TargetError(
+                f"target {TENSORRT}",
+                expected=f"TensorRT {TENSORRT_MAJOR}",
+                found=self.version,
+                fix=f"install it with {install_command(TENSORRT)}",
+            )
         if options.compute_capabilities:
             raise ArgumentError(
                 "compute_capabilities",

@@ -6,12 +6,14 @@ support matrices of TensorRT 11 and CUDA 13 (Turing is the oldest), the requirem
 
 from __future__ import annotations
 
+import platform
+import re
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution
+from importlib.metadata import PackageNotFoundError, distribution, requires
 
 from koala_bundle.engine_record import GPU
 from koala_bundle.errors import TargetError
-from koala_bundle.targets import CPU, CUDA, RTX, SIMULATED, TENSORRT, Target
+from koala_bundle.targets import CPU, CUDA, RTX, SIMULATED, TARGETS, TENSORRT, Target
 from koala_machine.driver import Driver, query_driver
 
 TURING = "7.5"
@@ -74,6 +76,27 @@ def suitable_wheel(target: Target, driver: Driver | None = None) -> Wheel | None
     )
 
 
+def recommended_wheel(driver: Driver) -> Wheel:
+    """Return the wheel of the best target that runs on the GPU of ``driver``, or on the processor."""
+    for target in TARGETS:
+        wheel = suitable_wheel(target, driver)
+        here = not target.needs_gpu or (driver.gpu is not None and supports(target, driver.gpu))
+        if here and wheel is not None and platform.system() in wheel.systems:
+            return wheel
+    return wheels(CPU)[-1]
+
+
+def requirement(wheel: Wheel) -> str:
+    """Return the package of a wheel and the versions that koala-trt takes, as in "tensorrt-cu13 >=11,<12"."""
+    try:
+        lines = requires("koala-trt") or []
+    except PackageNotFoundError:
+        lines = []
+    pattern = re.compile(rf"{wheel.package}(?:\[.*\])?([<>=~!][^;]*);.*extra == ['\"]{wheel.extra}['\"]")
+    found = next((match[1] for line in lines if (match := pattern.match(line))), "")
+    return f"{wheel.package} {','.join(sorted(found.strip().split(','), reverse=True))}".strip()
+
+
 def install_command(target: Target, driver: Driver | None = None) -> str:
     """Return the command that installs what ``target`` needs with the driver of this machine, in backquotes."""
     wheel = suitable_wheel(target, driver) or wheels(target)[-1]
@@ -91,6 +114,11 @@ def installed_wheel(target: Target) -> Wheel | None:
     return None
 
 
+def installed_version(wheel: Wheel) -> str:
+    """Return the version of a wheel that is installed."""
+    return distribution(wheel.package).version
+
+
 def supports(target: Target, gpu: GPU) -> bool:
     """Return whether ``target`` runs on ``gpu``."""
     found = _number(gpu.compute_capability)
@@ -103,12 +131,14 @@ def supports(target: Target, gpu: GPU) -> bool:
 def check_driver(target: Target, driver: Driver) -> None:
     """Raise TargetError if the driver is too old for the installed wheel of ``target``, and name the right one.
 
+    If none is installed, the driver may be too old for every one.
+
     NVIDIA's libraries only say that CUDA does not start, or that an object cannot be made.
     """
-    wheel, version = installed_wheel(target), _version(driver)
+    other, version = suitable_wheel(target, driver), _version(driver)
+    wheel = installed_wheel(target) or (None if other else wheels(target)[-1])
     if wheel is None or wheel.driver is None or version is None or wheel.driver <= version:
         return
-    other = suitable_wheel(target, driver)
     update = f"update the NVIDIA driver to {wheel.branch} or newer"
     raise TargetError(
         f"target {target}",

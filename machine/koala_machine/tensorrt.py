@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import logging
 from functools import cache
+from importlib.util import find_spec
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -30,7 +31,7 @@ def open_tensorrt(target: Target) -> Any:
         raise TargetError(
             f"target {target}",
             expected=f"the Python package {target.library}",
-            found=f"none that can be imported ({error})",
+            found=f"none that can be imported ({error})" if find_spec(target.library) else "none",
             fix=f"install it with {install_command(target)}",
         ) from None
 

@@ -23,7 +23,7 @@ def obstacle(target: Target, device: int | str = 0) -> str | None:
 
             open_driver()
     except TargetError as error:
-        return f"{error.found}; {error.fix}"
+        return error.reason
     return None
 
 

@@ -263,7 +263,7 @@ def test_the_command(paths: tuple[Path, str], tmp_path: Path, capsys: pytest.Cap
 def test_nothing_to_measure_is_an_error(paths: tuple[Path, str]) -> None:
     with pytest.raises(ArgumentError, match="backend: expected one of diffusers, diffusers-compile, optimum-onnx"):
         run(*paths, BenchOptions(names=("difusers",)))
-    with pytest.raises(KoalaError, match="the backends: expected one that runs, found koala:tensorrt: no NVIDIA"):
+    with pytest.raises(KoalaError, match="expected one that runs, found koala:tensorrt: expected an NVIDIA GPU, fou"):
         run(*paths, BenchOptions(names=("koala:tensorrt",), reference=False))
 
 

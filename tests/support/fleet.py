@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -58,11 +58,11 @@ class Machine:
         driver = self.query_driver(device=device)
         return UUIDS[driver.ordinal] if driver.gpu else None
 
-    def distribution(self, name: str) -> str:
+    def distribution(self, name: str) -> SimpleNamespace:
         """Stand in for importlib.metadata's."""
         if name not in self.wheels:
             raise PackageNotFoundError(name)
-        return name
+        return SimpleNamespace(version="1.2.3")
 
 
 def be(machine: Machine, patch: pytest.MonkeyPatch) -> None:
@@ -72,7 +72,12 @@ def be(machine: Machine, patch: pytest.MonkeyPatch) -> None:
             if name.startswith("koala_") and hasattr(module, function):
                 patch.setattr(module, function, getattr(machine, function))
     patch.setattr(koala_machine.support, "distribution", machine.distribution)
+    if machine.cuda:
+        patch.setattr("koala_runtime.devices.cuda.open_driver", lambda: None)
     for name, version in VERSIONS.items():
+        if not any(wheel.startswith(f"{name.replace('_', '-')}-cu") for wheel in machine.wheels):
+            patch.setitem(sys.modules, name, None)  # type: ignore[arg-type]
+            continue
         module = ModuleType(name)
         module.__spec__ = ModuleSpec(name, None)
         module.__version__ = version  # type: ignore[attr-defined]

@@ -146,7 +146,7 @@ CASES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
     "engines for a GPU, none here": (lambda t: pretend_gpu_engines(t), (*RUN, "--target", "tensorrt")),
     # --- building
     "unknown target": (nothing, ("engines", "{tmp}/bundle", "--target", "metal")),
-    "no TensorRT": (nothing, ("engines", "{tmp}/bundle", "--target", "tensorrt")),
+    "no GPU for tensorrt": (nothing, ("engines", "{tmp}/bundle", "--target", "tensorrt")),
     "Hopper for rtx": (
         nothing,
         ("engines", "{tmp}/bundle", "--target", "rtx", "--compute-capability", "9.0"),
