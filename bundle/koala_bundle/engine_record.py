@@ -19,6 +19,8 @@ from koala_bundle.manifest import check_listed, read_record
 from koala_bundle.swap import whole
 from koala_bundle.targets import Target
 
+ENGINES = "engines"
+"""The folder of a bundle that holds its plans."""
 ENGINE_RECORD = "engine.json"
 
 
@@ -101,7 +103,7 @@ def gpu_variant(gpu: GPU) -> str:
 
 def engine_folder(bundle: Path, target: Target, variant: str = "") -> Path:
     """Return the folder of a set of plans for ``target``."""
-    folder = bundle / "engines" / target.engines
+    folder = bundle / ENGINES / target.engines
     if target.built_on_its_gpu:
         return folder / variant
     return folder.with_name(f"{target.engines}-{variant}") if variant else folder
@@ -111,7 +113,7 @@ def engine_variants(bundle: Path, target: Target) -> list[str]:
     """Return the variants of ``target`` that the bundle has plans for, sorted; empty if there are none."""
     if target.built_on_its_gpu:
         return _record_folders(engine_folder(bundle, target))
-    names = _record_folders(bundle / "engines")
+    names = _record_folders(bundle / ENGINES)
     start = f"{target.engines}-"
     return sorted(name.removeprefix(target.engines).removeprefix("-") for name in names if f"{name}-".startswith(start))
 

@@ -17,8 +17,9 @@ from filelock import FileLock
 
 from koala_bundle.codec import from_json, to_json
 from koala_bundle.counts import Counts
+from koala_bundle.engine_record import ENGINES
 from koala_bundle.errors import ArgumentError, BundleError, KoalaError
-from koala_bundle.files import FileEntry, require_space, write_sealed
+from koala_bundle.files import FileEntry, link, require_space, write_sealed
 from koala_bundle.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -120,6 +121,7 @@ def export_bundle(source: str, bundle: Path, options: ExportOptions | None = Non
         try:
             checkpoint.check()
             _write(staging, checkpoint, manifest, options.gate, report)
+            _keep_engines(bundle, staging.folder)
         except (KoalaError, OSError):
             staging.discard()
             raise
@@ -256,6 +258,15 @@ def _write(staging: Staging, checkpoint: Checkpoint, manifest: Manifest, gate: b
         files=files,
     )
     write_sealed(staging.folder / MANIFEST, manifest)
+
+
+def _keep_engines(old: Path, new: Path) -> None:
+    """Link the engines of the bundle that is replaced: those whose graph is the same need not be built again."""
+    for path in sorted((old / ENGINES).rglob("*")):
+        place = path.relative_to(old)
+        if path.is_file() and not any(part.startswith(".") for part in place.parts):
+            (new / place.parent).mkdir(parents=True, exist_ok=True)
+            link(path, new / place)
 
 
 def _export_component(

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Annotated
 
 from koala_bundle.codec import to_json
-from koala_bundle.engine_record import EngineRecord, engine_folder, engine_variants, read_engine_record
+from koala_bundle.engine_record import ENGINES, EngineRecord, engine_folder, engine_variants, read_engine_record
 from koala_bundle.manifest import Manifest, read_manifest
+from koala_bundle.spec import Profile
 from koala_bundle.targets import TARGETS, find_target
 from koala_bundle.tensors import IOTensor
 from koala_cli.options import AsJson, argument
@@ -72,6 +73,7 @@ def _inspect_bundle(bundle: Path, as_json: bool) -> None:
     if line := hoisted_line(manifest):
         say(line)
     _print_engines(manifest, records)
+    _print_trials(records)
     for name, each in needed.items():
         stdout.print(memory_table(name, each))
 
@@ -81,7 +83,7 @@ def _records(bundle: Path) -> dict[str, EngineRecord]:
     records = {}
     for target in TARGETS:
         for variant in engine_variants(bundle, target):
-            folder = engine_folder(bundle, target, variant).relative_to(bundle / "engines").as_posix()
+            folder = engine_folder(bundle, target, variant).relative_to(bundle / ENGINES).as_posix()
             records[folder] = read_engine_record(bundle, target, variant)
     return records
 
@@ -93,6 +95,7 @@ def _print_summary(bundle: Path, manifest: Manifest) -> None:
     guidance = f"guidance {sampling.guidance_scale:g}" if profile.cfg else "no guidance compiled in"
     rows = {
         "size": f"{profile.width} x {profile.height} px, batch {profile.batch}, {profile.precision}",
+        "prompts": _prompts(profile),
         "sampling": f"{sampling.num_inference_steps} steps, {guidance}",
         "scheduler": f"Euler, {scheduler.timestep_spacing}, {scheduler.prediction_type}",
         "u-net": f"{unet}, cross-attention {spec.unet.cross_attention_dim}",
@@ -105,6 +108,13 @@ def _print_summary(bundle: Path, manifest: Manifest) -> None:
     for name, value in rows.items():
         shown.add_row(name, value)
     stdout.print(shown)
+
+
+def _prompts(profile: Profile) -> str:
+    found = [f"up to {75 * profile.prompt_chunks} tokens"]
+    if profile.clip_skip:
+        found.append(f"clip_skip {profile.clip_skip}")
+    return ", ".join(found)
 
 
 def _print_components(manifest: Manifest) -> None:
@@ -132,6 +142,18 @@ def _print_engines(manifest: Manifest, records: dict[str, EngineRecord]) -> None
             "current" if current else "stale: ONNX changed",
         )
     stdout.print(shown)
+
+
+def _print_trials(records: dict[str, EngineRecord]) -> None:
+    """Show what tuning compared, if there was any: the seconds of one run of each build."""
+    shown = table("tuned", "component", "builds", "fastest", "slowest")
+    for name, record in records.items():
+        for component, plan in record.plans.items():
+            if plan.trials:
+                fastest, slowest = (f"{seconds * 1e3:.3f} ms" for seconds in (plan.trials[0], plan.trials[-1]))
+                shown.add_row(name, component, str(len(plan.trials)), fastest, slowest)
+    if shown.row_count:
+        stdout.print(shown)
 
 
 def _tensors(tensors: Sequence[IOTensor]) -> str:
