@@ -72,7 +72,7 @@ def run(
             "bundle",
             expected="one that reads one chunk of 77 tokens, as the other pipelines do",
             found=f"{manifest.profile.prompt_chunks} chunks",
-            fix="export another with --prompt-chunks 1 to compare",
+            fix="export another with one chunk to compare",
         )
     if options.device is not None:
         find_gpu(options.device)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, numpy_helper
 from safetensors.numpy import load_file
 
-from koala_bundle.files import file_entry, write_json
+from koala_bundle.files import file_entry, write_sealed
 from koala_bundle.manifest import read_manifest
 from koala_verify.single import entries_for
 
@@ -76,5 +76,5 @@ def with_changed(
         onnx.save(model, path)
     manifest = read_manifest(copy)
     files = {name: file_entry(copy / name) for name in manifest.files}
-    write_json(copy / "manifest.json", replace(manifest, files=files))
+    write_sealed(copy / "manifest.json", replace(manifest, files=files))
     return copy
