@@ -54,8 +54,10 @@ def read_words(files: Sequence[Path], widths: dict[str, int]) -> tuple[LearnedWo
 
 
 def _read(file: Path, widths: dict[str, int]) -> list[LearnedWord]:
+    if not file.is_file():
+        raise _refused(file, "a safetensors file", "no file", "check the path")
     if file.suffix != ".safetensors":
-        found = "no file" if not file.is_file() else f"a {file.suffix or 'nameless'} file, which may be a pickle"
+        found = f"a {file.suffix or 'nameless'} file, which may be a pickle"
         fix = "convert it once with safetensors.torch.save_file({word: vectors}, FILE)"
         raise _refused(file, "a safetensors file", found, fix)
     try:

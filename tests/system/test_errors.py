@@ -103,6 +103,14 @@ CASES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
     "spacing": (nothing, (*EXPORT, "--timestep-spacing", "karras")),
     "steps at export": (nothing, (*EXPORT, "--steps", "0")),
     "guidance at export": (nothing, (*EXPORT, "--guidance-scale", "nan")),
+    "no chunk of a prompt": (nothing, (*EXPORT, "--prompt-chunks", "0")),
+    "clip skip of every layer": (nothing, (*EXPORT, "--clip-skip", "9")),
+    "no learned words": (nothing, (*EXPORT, "--embedding", "{tmp}/none.safetensors")),
+    "learned words in a pickle": (
+        lambda t: (t / "word.pt").write_bytes(b"") and None,
+        (*EXPORT, "--embedding", "{tmp}/word.pt"),
+    ),
+    "rescaling of no guidance": (nothing, (*EXPORT, "--no-cfg", "--guidance-rescale")),
     "guidance without cfg": (nothing, (*EXPORT, "--no-cfg", "--guidance-scale", "5")),
     # --- places
     "bundle path is a file": (lambda t: (t / "new").write_text("mine") and None, EXPORT),
