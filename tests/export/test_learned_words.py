@@ -64,11 +64,11 @@ def test_they_are_part_of_what_is_exported(checkpoint: Callable[[str], Path], tm
 @pytest.mark.parametrize(
     ("name", "tensors", "said"),
     [
-        ("no.safetensors", None, "expected a safetensors file, found one that cannot be read (*); copy it again."),
+        ("no.safetensors", None, "expected a safetensors file, found no file; check the path*); copy it again."),
         (
-            "no.pt",
-            None,
-            "expected a safetensors file, found no file; convert it once with safetensors.torch.",
+            "a.pt",
+            {},
+            "expected a safetensors file, found a .pt file, which may be a pickle; convert it once with safetensors",
         ),
         ("a.safetensors", {"clip_l": torch.ones(2, 33)}, "expected vectors of 32 or 64 numbers, the widths "),
         ("a.safetensors", {"<a>": torch.ones(2, 768)}, "expected vectors of 32 or 64 numbers, the widths "),
