@@ -15,6 +15,7 @@ EXTRAS ?= export,cpu,rtx,bench,dev,docs$(if $(shell command -v nvidia-smi 2>/dev
 comma := ,
 BIN   := .venv/bin
 READY := .venv/ready
+GPU_REPORT := build/gpu-report.txt
 OTHERS := build/optimum/ready build/openvino/ready
 PYTHONS := --python optimum-onnx=build/optimum/bin/python --python openvino-genai=build/openvino/bin/python
 # Two workers, each a whole file at a time, in the order that tests/conftest.py gives them. Each computes with one
@@ -46,8 +47,10 @@ test: $(READY) ## Run the tests (minutes, no GPU needed)
 test-full: $(READY) ## Run the slow tests too: full-size checkpoints, many kills (needs 24 GB of memory, 40 GB of disk)
 	$(PYTEST) -m full --durations=25
 
-test-gpu: $(READY) ## Run the tests that need an NVIDIA GPU
-	$(BIN)/python -m pytest -m gpu
+test-gpu: $(READY) ## Run the tests that need an NVIDIA GPU; build/gpu-report.txt is the report
+	@mkdir -p build
+	$(BIN)/koala doctor > $(GPU_REPORT)
+	bash -o pipefail -c '$(BIN)/python -m pytest -m gpu -rfEsp --durations=0 | tee -a $(GPU_REPORT)'
 
 # optimum-onnx and optimum-intel require older versions of transformers, so each gets an environment of its own, with the
 # same torch and ONNX Runtime.

@@ -64,7 +64,7 @@ def test_they_are_part_of_what_is_exported(checkpoint: Callable[[str], Path], tm
 @pytest.mark.parametrize(
     ("name", "tensors", "said"),
     [
-        ("no.safetensors", None, "expected a safetensors file, found no file; check the path*); copy it again."),
+        ("no.safetensors", None, "expected a safetensors file, found no file; check the path."),
         (
             "a.pt",
             {},
