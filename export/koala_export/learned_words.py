@@ -58,7 +58,7 @@ def _read(file: Path, widths: dict[str, int]) -> list[LearnedWord]:
         raise _refused(file, "a safetensors file", "no file", "check the path")
     if file.suffix != ".safetensors":
         found = f"a {file.suffix or 'nameless'} file, which may be a pickle"
-        fix = "convert it once with safetensors.torch.save_file({word: vectors}, FILE)"
+        fix = "convert it once with safetensors.torch.save_file, the vectors by their word"
         raise _refused(file, "a safetensors file", found, fix)
     try:
         tensors = load_file(file)

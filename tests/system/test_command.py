@@ -111,7 +111,7 @@ def test_inspect_tells_the_memory_of_gpu_engines(
 def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_app(["doctor", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
-    assert said["targets"]["cpu"] == {"build": "yes", "run": "yes"}
+    assert {verb: said["targets"]["cpu"][verb] for verb in ("build", "run")} == {"build": "yes", "run": "yes"}
     assert said["export"] == "yes"
     assert said["machine"]["koala-trt"] == __version__
     assert run_app(["doctor"]) == 0

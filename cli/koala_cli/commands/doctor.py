@@ -26,9 +26,10 @@ _PACKAGES = ("koala-trt", "numpy", "tokenizers", "pillow", "cuda-bindings", *_EX
 
 
 def doctor(device: Device = None, as_json: AsJson = False) -> None:
-    """Show what this machine can build and run, why not, and what to install.
+    """Show what this machine can build and run, and what to install.
 
-    For each target: the extra of koala-trt that fits the GPU and its driver, and the package that it brings.
+    For each target: the extra of koala-trt that fits the GPU and its driver, the package that it brings, and why this
+    machine cannot build or run it.
     """
     driver = query_driver() if device is None else find_gpu(device)
     facts = _facts(driver)
