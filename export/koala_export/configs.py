@@ -39,6 +39,8 @@ CLASSES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "vae": ("diffusers", ("AutoencoderKL",)),
 }
 """Library and classes of each folder; of two, the second is the older name of the first."""
+OPTIONAL = ("image_encoder", "feature_extractor")
+"""Parts of diffusers' pipeline that draw nothing from a prompt."""
 PREDICTION_TYPES = ("epsilon", "v_prediction")
 INTERPOLATION_TYPES = ("linear", "log_linear")
 BETA_SCHEDULES = ("linear", "scaled_linear")
@@ -112,7 +114,15 @@ def read_classes(index: Config) -> dict[str, str]:
             wrong = value[-1] if isinstance(value, list | tuple) and len(value) == 2 and value[0] == library else value
             raise fields.error(name, wanted, shown(wrong), sampler if name == "scheduler" else _FIX_SHAPE)
         found[name] = str(value[1])
+    for name in OPTIONAL:
+        value = index.get(name, [None, None])
+        if value != [None, None] and not _names_a_class(value):
+            raise fields.error(name, "a library and a class, or two nulls for none", shown(value), _FIX_SHAPE)
     return found
+
+
+def _names_a_class(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(isinstance(part, str) and part for part in value)
 
 
 def native_size(configs: Mapping[str, Config], spec: ModelSpec) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from koala_bundle.errors import CheckpointError
 from koala_export.configs import CONFIG_FILES, MODELS, NOISE_SCHEDULE, SAMPLER, UNREAD, Config, read_scheduler
-from koala_export.fields import Fields, misfit
+from koala_export.fields import Fields, misfit, shown
 from koala_export.weights import OF_DIFFUSERS
 
 T = TypeVar("T")
@@ -117,6 +117,9 @@ def _refuse_other_weights(root: Path, name: str, config: Config) -> None:
         raise fields.error("quantization_config", "none: weights are compiled as they were trained", str(method), fix)
     if name not in OF_DIFFUSERS:
         fields.require("transformers_weights", None, fix=_FIX)
+        for key in ("dtype", "torch_dtype"):
+            if (value := config.get(key)) is not None and not _is_float(value):
+                raise fields.error(key, "a type of floating-point numbers, such as float32", shown(value), _FIX)
         adapter = root / name / "adapter_config.json"
         if adapter.exists():
             raise CheckpointError(
@@ -125,6 +128,13 @@ def _refuse_other_weights(root: Path, name: str, config: Config) -> None:
                 found="one",
                 fix="merge it into the weights (PEFT's merge_and_unload) and save the checkpoint, or delete it",
             )
+
+
+def _is_float(dtype: object) -> bool:
+    import torch
+
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else None
+    return isinstance(found, torch.dtype) and found.is_floating_point
 
 
 def _hints(cls: Any) -> dict[str, Any]:

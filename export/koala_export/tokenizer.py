@@ -54,8 +54,25 @@ def tokenizer_json(folder: Path, sequence_length: int, vocab_size: int | None = 
     _check_settings(folder, tokenizer, sequence_length)
     if vocab_size is not None:
         _check_ids(folder, tokenizer, vocab_size)
-    converted = with_static_length(tokenizer, sequence_length)
-    _check_probes(folder, tokenizer, sequence_length, converted)
+    vocabulary = tokenizer.get_vocab()
+    if len({*vocabulary.values()}) < len(vocabulary):
+        raise CheckpointError(
+            str(folder),
+            expected="a vocabulary in which every token has an id of its own",
+            found="two tokens with one id",
+            fix="download or copy vocab.json again",
+        )
+    try:
+        converted = with_static_length(tokenizer, sequence_length)
+        reread = Tokenizer.from_str(converted.decode())
+    except Exception as error:  # tokenizers raises bare Exceptions
+        raise CheckpointError(
+            str(folder),
+            expected="a tokenizer that can be written as tokenizer.json",
+            found=f"one that cannot ({error})",
+            fix="download or copy vocab.json and merges.txt again",
+        ) from error
+    _check_probes(folder, tokenizer, sequence_length, reread)
     return converted
 
 
@@ -77,7 +94,7 @@ def _check_settings(folder: Path, tokenizer: Any, sequence_length: int) -> None:
     """Refuse settings that diffusers obeys and a bundle cannot."""
     path, length = folder / "tokenizer_config.json", tokenizer.model_max_length
     unset = isinstance(length, int | float) and length > 10**20  # transformers' way to say that nothing is said
-    if length != sequence_length and not unset:
+    if not unset and (type(length) is not int or length != sequence_length):
         raise CheckpointError(
             f"{path}: model_max_length",
             expected=f"{sequence_length}, the length that the text encoder reads",
@@ -102,19 +119,20 @@ def _check_settings(folder: Path, tokenizer: Any, sequence_length: int) -> None:
 
 
 def _check_ids(folder: Path, tokenizer: Any, vocab_size: int) -> None:
+    encoder = folder.name.replace("tokenizer", "text_encoder")
     token, largest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
     if largest >= vocab_size:
         raise CheckpointError(
             str(folder),
-            expected=f"ids below {vocab_size}, for which the text encoder has rows",
+            expected=f"ids below {vocab_size}, the vocab_size of {encoder}/config.json",
             found=f"{largest} for {token!r}",
             fix="resize the text encoder's embeddings (resize_token_embeddings), or remove the token, and save both",
         )
 
 
-def _check_probes(folder: Path, tokenizer: Any, sequence_length: int, converted: bytes) -> None:
+def _check_probes(folder: Path, tokenizer: Any, sequence_length: int, converted: Tokenizer) -> None:
     """Compare the converted tokenizer with transformers', called as diffusers calls it."""
-    ours = [encoding.ids for encoding in Tokenizer.from_str(converted.decode()).encode_batch([*PROBES])]
+    ours = [encoding.ids for encoding in converted.encode_batch([*PROBES])]
     wanted = tokenizer([*PROBES], padding="max_length", max_length=sequence_length, truncation=True).input_ids
     for probe, own, theirs in zip(PROBES, ours, wanted, strict=True):
         if own != theirs:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from safetensors.torch import load_file
 
 from tests.system.cases.support import FIRST, INDEX, SECOND, TOKENIZER, TOKENIZER_2, Case
@@ -185,6 +186,20 @@ def test_no_tokenizer_folder(case: Case) -> None:
 def test_vocabulary_that_is_a_list(case: Case) -> None:
     (case / "tokenizer/vocab.json").write_text('["a", "b"]')
     case.refused("/tokenizer: expected a CLIP tokenizer")
+
+
+@pytest.mark.parametrize("length", [77.0, True, "77"])
+def test_a_length_of_another_type(case: Case, length: object) -> None:
+    case.edit("tokenizer/tokenizer_config.json", model_max_length=length)
+    case.refused("tokenizer_config.json: model_max_length")
+
+
+@pytest.mark.parametrize("file", ["tokenizer/vocab.json", "tokenizer_2/vocab.json"])
+def test_two_tokens_with_one_id(case: Case, file: str) -> None:
+    vocabulary = case.json(file)
+    first, second = [*vocabulary][60:62]
+    (case / file).write_text(json.dumps({**vocabulary, first: vocabulary[second]}))
+    case.refused(f"{file.split('/')[0]}: expected a vocabulary in which every token has an id of its own")
 
 
 # --- ids

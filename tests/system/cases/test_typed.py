@@ -10,6 +10,14 @@ import pytest
 from tests.system.cases.support import FIRST, INDEX, SCHEDULER, SECOND, UNET, VAE, Case
 
 WRONG: list[tuple[str, str, Any]] = [
+    (INDEX, "feature_extractor", None),
+    (INDEX, "feature_extractor", True),
+    (INDEX, "feature_extractor", [[1], None]),
+    (INDEX, "image_encoder", [1, None]),
+    (INDEX, "image_encoder", ["", None]),
+    (FIRST, "dtype", 0),
+    (FIRST, "dtype", 1e9),
+    (SECOND, "torch_dtype", "int8"),
     (SCHEDULER, "num_train_timesteps", None),
     (SCHEDULER, "num_train_timesteps", 1000.0),
     (SCHEDULER, "num_train_timesteps", 0),
