@@ -25,6 +25,12 @@ READ = (
     *("timestep_spacing", "steps_offset"),
 )
 """Keys of EulerDiscreteScheduler that are in the specification."""
+MOST_LAYERS = 1000
+"""Of one kind in a model; libraries build whatever number a configuration has, until there is no memory left."""
+_LAYERS = (
+    *("num_hidden_layers", "layers_per_block"),
+    *("transformer_layers_per_block", "reverse_transformer_layers_per_block"),
+)
 _FIX = "correct the file, or save the checkpoint again with diffusers' save_pretrained"
 
 
@@ -110,6 +116,9 @@ def _of_diffusers(cls: Any, name: str, raw: dict[str, Config]) -> dict[str, Any]
 def _refuse_other_weights(root: Path, name: str, config: Config) -> None:
     """Refuse what makes a library load other weights than those of the folder, or change them."""
     fields = Fields(CONFIG_FILES[name], config)
+    for key in _LAYERS:
+        if any(type(count) is int and count > MOST_LAYERS for count in _flat(config.get(key))):
+            raise fields.error(key, f"at most {MOST_LAYERS} layers", shown(config[key]), _FIX)
     if config.get("quantization_config") is not None:
         kind = config["quantization_config"]
         method = kind.get("quant_method") if isinstance(kind, dict) else kind
@@ -128,6 +137,10 @@ def _refuse_other_weights(root: Path, name: str, config: Config) -> None:
                 found="one",
                 fix="merge it into the weights (PEFT's merge_and_unload) and save the checkpoint, or delete it",
             )
+
+
+def _flat(value: object) -> list[object]:
+    return [each for part in value for each in _flat(part)] if isinstance(value, list) else [value]
 
 
 def _is_float(dtype: object) -> bool:
