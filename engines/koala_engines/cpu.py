@@ -19,11 +19,12 @@ from onnx import TensorProto
 
 from koala_bundle.engine_record import EngineKey
 from koala_bundle.errors import BuildError
-from koala_bundle.files import inside, require_space
+from koala_bundle.files import require_space
 from koala_bundle.manifest import ComponentEntry
 from koala_bundle.targets import CPU
 from koala_engines.compiler import Examination
 from koala_engines.kernels import of_graph
+from koala_engines.weights import read_values
 
 # Attributes whose value is a tensor element type.
 _TYPE_ATTRIBUTES = ("to", "dtype", "output_dtype", "softmax_precision")
@@ -93,7 +94,7 @@ def prepare(source: Path, result: Path) -> None:
     _normalise_groups_as_layers(graph)
     with Path(f"{result}.data").open("wb") as data:
         for tensor in graph.initializer:
-            values = _values(tensor, source.parent)
+            values = read_values(tensor, source.parent)
             if values.dtype == np.float16:
                 values = values.astype(np.float32)
             if values.nbytes < _EXTERNAL_FROM:  # shape arithmetic must be readable without the data file
@@ -113,18 +114,6 @@ def prepare(source: Path, result: Path) -> None:
         if value.type.tensor_type.elem_type == TensorProto.FLOAT16:
             value.type.tensor_type.elem_type = TensorProto.FLOAT
     onnx.save(model, result)
-
-
-def _values(tensor: onnx.TensorProto, folder: Path) -> NDArray[Any]:
-    """Return the values of a weight. onnx's own reader refuses files that are links, as those of a hub cache are."""
-    if tensor.data_location != TensorProto.EXTERNAL:
-        return onnx.numpy_helper.to_array(tensor)
-    place = {entry.key: entry.value for entry in tensor.external_data}
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    with inside(folder, place["location"], "export the bundle again").open("rb") as stream:
-        stream.seek(int(place.get("offset", 0)))
-        data = stream.read(math.prod(tensor.dims) * dtype.itemsize)
-    return np.frombuffer(data, dtype).reshape(tuple(tensor.dims))
 
 
 def _normalise_groups_as_layers(graph: onnx.GraphProto) -> None:

@@ -14,6 +14,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from koala_engines.weights import read_values
+
 _DOMAIN = "com.microsoft"
 _SCORES, _MIX = "snd,tnd->nst", "nst,tnd->snd"  # as the export writes attention on sequence-major tokens
 
@@ -58,7 +60,7 @@ class _Graph:
         (queries, keys), values, scale = product.input, mix.input[1], 1.0
         scaled = self._only(queries, "Mul")
         if scaled and (factor := self._weights.get(scaled.input[1])) is not None and not factor.dims:
-            queries, scale = scaled.input[0], float(self._values(factor))
+            queries, scale = scaled.input[0], float(read_values(factor, self._folder))
             self._fused.add(scaled.output[0])
         stem, (_, heads, size) = mix.output[0], self._shapes[mix.output[0]]
         flat = self._constant(f"{stem}_flat", np.array([1, -1, heads * size]))
@@ -87,7 +89,7 @@ class _Graph:
             return
         stem, result = norm.output[0], self._silu_of(norm.output[0])
         parameters = [
-            self._constant(f"{stem}_{which}", self._values(self._weights[name]).astype(np.float32))
+            self._constant(f"{stem}_{which}", read_values(self._weights[name], self._folder).astype(np.float32))
             for which, name in zip(("scale", "bias"), norm.input[1:], strict=True)
         ]
         self._instead[result or stem] = [
@@ -131,9 +133,6 @@ class _Graph:
         """Return what makes ``name``, if it is this operation and there is one user."""
         maker = self._maker.get(name)
         return maker if maker is not None and maker.op_type == operation and self._users[name] == 1 else None
-
-    def _values(self, tensor: onnx.TensorProto) -> Any:
-        return numpy_helper.to_array(tensor, str(self._folder))
 
     def _constant(self, name: str, values: Any) -> str:
         self._graph.initializer.append(numpy_helper.from_array(values, name))

@@ -287,7 +287,10 @@ def test_a_bundle_in_the_hub_cache(own: Path, tmp_path: Path) -> None:
 def test_engines_of_a_bundle_in_the_hub_cache(own: Path, tmp_path: Path) -> None:
     shutil.rmtree(own / "engines")
     snapshot = hub_cache(own, tmp_path / "cache")
-    assert run_app(["engines", str(snapshot), "--target", "cpu"]) == 0
+    for target in ("cpu", "cuda"):
+        assert run_app(["engines", str(snapshot), "--target", target]) == 0
+    weights = snapshot / "engines/cuda/denoiser.onnx.data"
+    assert weights.read_bytes() == (own / "onnx/denoiser.onnx.data").read_bytes()
     assert run_app(["run", str(snapshot), *DRAW, "--output", str(tmp_path / "x.png")]) == 0
 
 
