@@ -5,7 +5,8 @@
 - ``cpu``: ONNX Runtime, float32; ``cuda``: ONNX Runtime on a GPU, which needs no compiling;
   ``tensorrt``, ``rtx``: NVIDIA's two compilers, on what ``trt_builder`` shares
 - ``kernels``: reads a plan: its kernels, its scratch memory, what got lost; ``progress``: TensorRT's own progress
-- ``weights``: reads those of an ONNX file; ``options``: the choices of a build; ``availability``: what this machine can build, and why not
+- ``weights``: reads those of an ONNX file; ``options``: the choices of a build;
+  ``availability``: what this machine can build, and why not
 
 Knows nothing of torch or checkpoints; reads what ``koala_export`` wrote and ``koala_bundle`` describes.
 """
