@@ -19,6 +19,11 @@ from functools import partial
 from typing import Any
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of what another library's error says, or the error's kind if it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
 class KoalaError(Exception):
     """Base of all errors raised on purpose. ``str()`` gives the whole sentence."""
 

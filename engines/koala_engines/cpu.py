@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from koala_bundle.engine_record import EngineKey
-from koala_bundle.errors import BuildError
+from koala_bundle.errors import BuildError, first_line
 from koala_bundle.files import require_space
 from koala_bundle.manifest import ComponentEntry
 from koala_bundle.targets import CPU
@@ -64,7 +64,7 @@ class CpuCompiler:
             raise BuildError(
                 f"{CPU}: {name}",
                 expected="a graph that ONNX Runtime optimises and saves",
-                found=str(error).splitlines()[0],
+                found=first_line(error),
                 fix="check the free disk space, or report the checkpoint's config.json",
             ) from error
         finally:

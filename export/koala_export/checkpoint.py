@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError, safe_open
 
-from koala_bundle.errors import CheckpointError
+from koala_bundle.errors import CheckpointError, first_line
 from koala_bundle.files import file_entry, relative
 from koala_export.configs import CLASSES, CONFIG_FILES, Config, read_classes
 from koala_export.fields import read_json
@@ -187,5 +187,4 @@ def _weights_error(folder: Path, found: str) -> CheckpointError:
 
 
 def _first_sentence(error: Exception) -> str:
-    line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-    return " ".join(line.split(". ")[0].split()).rstrip(".")
+    return " ".join(first_line(error).split(". ")[0].split()).rstrip(".")

@@ -54,7 +54,11 @@ SAMPLER = {
     "final_sigmas_type": "zero",
 }
 OTHER_CONDITIONS = (
-    *("class_embed_type", "num_class_embeds", "encoder_hid_dim_type", "encoder_hid_dim", "time_cond_proj_dim"),
+    "class_embed_type",
+    "num_class_embeds",
+    "encoder_hid_dim_type",
+    "encoder_hid_dim",
+    "time_cond_proj_dim",
 )
 """Keys of a U-Net that takes more than text and sizes, null in SDXL."""
 UNREAD = ("sigma_min", "sigma_max")
@@ -176,13 +180,7 @@ def _text_encoder(config: Config, *, pooled: bool) -> TextEncoderSpec:
 def _unet(config: Config, first: TextEncoderSpec, second: TextEncoderSpec) -> UNetSpec:
     fields = _fields("unet", config)
     fields.require("addition_embed_type", "text_time", fix=_FIX_SHAPE)
-    for key in (
-        "class_embed_type",
-        "num_class_embeds",
-        "encoder_hid_dim_type",
-        "encoder_hid_dim",
-        "time_cond_proj_dim",
-    ):
+    for key in OTHER_CONDITIONS:
         fields.require(key, None, fix=_FIX_SHAPE)
     width = first.hidden_size + second.hidden_size
     found = fields.raw("cross_attention_dim", 1280)

@@ -11,7 +11,7 @@ from typing import Any
 
 from koala_bundle.errors import CheckpointError
 
-_FIX = "correct the file, or save the checkpoint again with diffusers' save_pretrained"
+SAVE_AGAIN = "correct the file, or save the checkpoint again with diffusers' save_pretrained"
 _REQUIRED = object()
 _LARGEST = 1e38  # within float32
 
@@ -64,20 +64,20 @@ class Fields:
             raise self.error(key, "a list of whole numbers", shown(value))
         return tuple(value)
 
-    def one_of(self, key: str, allowed: tuple[str, ...], default: Any = _REQUIRED, fix: str = _FIX) -> str:
+    def one_of(self, key: str, allowed: tuple[str, ...], default: Any = _REQUIRED, fix: str = SAVE_AGAIN) -> str:
         """Return one of the texts ``allowed``."""
         value = self.raw(key, default)
         if value not in allowed:
             raise self.error(key, " or ".join(allowed), shown(value), fix)
         return str(value)
 
-    def require(self, key: str, expected: object, default: Any = None, why: str = "", fix: str = _FIX) -> None:
+    def require(self, key: str, expected: object, default: Any = None, why: str = "", fix: str = SAVE_AGAIN) -> None:
         """Refuse any other value than ``expected``; a bool and a number are never the same."""
         value = self.raw(key, default)
         if value != expected or isinstance(value, bool) != isinstance(expected, bool):
             raise self.error(key, f"{expected}{f' ({why})' if why else ''}", shown(value), fix)
 
-    def error(self, key: str, expected: str, found: str, fix: str = _FIX) -> CheckpointError:
+    def error(self, key: str, expected: str, found: str, fix: str = SAVE_AGAIN) -> CheckpointError:
         """Return the error of one key."""
         return CheckpointError(f"{self.file}: {key}", expected=expected, found=found, fix=fix)
 

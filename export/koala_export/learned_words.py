@@ -6,7 +6,6 @@ reads all of them where a prompt has the first.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from koala_bundle.errors import ArgumentError
 from koala_bundle.files import file_entry
+from koala_export.tokenizer import compact_json
 
 KEYS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 """Names of SDXL's text encoders in files with vectors for both; the word is then the file's name."""
@@ -106,7 +106,7 @@ def add_tokens(tokenizer: bytes, words: Sequence[LearnedWord]) -> bytes:
                 fix = "give the file, or the word in it, another name such as <name>"
                 raise _refused(word.file, "a word that the tokenizer does not have", repr(token), fix)
             grown.add_tokens([token])
-    return json.dumps(json.loads(grown.to_str()), ensure_ascii=False, separators=(",", ":")).encode()
+    return compact_json(grown)
 
 
 def count_tokens(tokenizer: bytes) -> int:

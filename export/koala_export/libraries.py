@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from koala_bundle.errors import CheckpointError
 from koala_export.configs import CONFIG_FILES, MODELS, NOISE_SCHEDULE, SAMPLER, UNREAD, Config, read_scheduler
-from koala_export.fields import Fields, misfit, shown
+from koala_export.fields import SAVE_AGAIN, Fields, misfit, shown
 from koala_export.weights import OF_DIFFUSERS
 
 T = TypeVar("T")
@@ -31,7 +31,6 @@ _LAYERS = (
     *("num_hidden_layers", "layers_per_block"),
     *("transformer_layers_per_block", "reverse_transformer_layers_per_block"),
 )
-_FIX = "correct the file, or save the checkpoint again with diffusers' save_pretrained"
 
 
 def model_class(name: str) -> Any:
@@ -118,17 +117,17 @@ def _refuse_other_weights(root: Path, name: str, config: Config) -> None:
     fields = Fields(CONFIG_FILES[name], config)
     for key in _LAYERS:
         if any(type(count) is int and count > MOST_LAYERS for count in _flat(config.get(key))):
-            raise fields.error(key, f"at most {MOST_LAYERS} layers", shown(config[key]), _FIX)
+            raise fields.error(key, f"at most {MOST_LAYERS} layers", shown(config[key]), SAVE_AGAIN)
     if config.get("quantization_config") is not None:
         kind = config["quantization_config"]
         method = kind.get("quant_method") if isinstance(kind, dict) else kind
         fix = "save the checkpoint again without quantisation, or pass the original one"
         raise fields.error("quantization_config", "none: weights are compiled as they were trained", str(method), fix)
     if name not in OF_DIFFUSERS:
-        fields.require("transformers_weights", None, fix=_FIX)
+        fields.require("transformers_weights", None, fix=SAVE_AGAIN)
         for key in ("dtype", "torch_dtype"):
             if (value := config.get(key)) is not None and not _is_float(value):
-                raise fields.error(key, "a type of floating-point numbers, such as float32", shown(value), _FIX)
+                raise fields.error(key, "a type of floating-point numbers, such as float32", shown(value), SAVE_AGAIN)
         adapter = root / name / "adapter_config.json"
         if adapter.exists():
             raise CheckpointError(
@@ -171,5 +170,5 @@ def _ask(name: str, values: Config, read: Callable[[], T], hints: dict[str, Any]
             f"{file}: {named[1]}" if named else file,
             expected="a configuration that the library reads",
             found=f"a refusal ({said.rstrip('.')})",
-            fix=_FIX,
+            fix=SAVE_AGAIN,
         ) from error

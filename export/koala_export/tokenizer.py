@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from koala_bundle.errors import CheckpointError
+from koala_bundle.errors import CheckpointError, first_line
 
 PROBES = (
     "",
@@ -48,7 +48,7 @@ def tokenizer_json(folder: Path, sequence_length: int, vocab_size: int | None = 
         raise CheckpointError(
             str(folder),
             expected="a CLIP tokenizer",
-            found=f"files that do not load ({(str(error).splitlines() or [type(error).__name__])[0]})",
+            found=f"files that do not load ({first_line(error)})",
             fix="download or copy the tokenizer again",
         ) from error
     _check_settings(folder, tokenizer, sequence_length)
@@ -86,8 +86,12 @@ def with_static_length(tokenizer: Any, sequence_length: int) -> bytes:
         pad_token=tokenizer.pad_token,
         direction=tokenizer.padding_side,
     )
-    compact = json.dumps(json.loads(backend.to_str()), ensure_ascii=False, separators=(",", ":"))
-    return compact.encode()
+    return compact_json(backend)
+
+
+def compact_json(tokenizer: Tokenizer) -> bytes:
+    """Return tokenizer.json without the white space of the library's own."""
+    return json.dumps(json.loads(tokenizer.to_str()), ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _check_settings(folder: Path, tokenizer: Any, sequence_length: int) -> None:

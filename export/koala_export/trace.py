@@ -14,7 +14,7 @@ import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
-from koala_bundle.errors import BuildError
+from koala_bundle.errors import BuildError, first_line
 from koala_bundle.tensors import Component, IOTensor
 from koala_export.capture import capture, translate
 from koala_export.configs import source_file
@@ -57,11 +57,10 @@ def trace(module: nn.Module, component: Component) -> ir.Model:
             warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
             model = translate(capture(module, inputs), [tensor.name for tensor in component.outputs])
     except Exception as error:  # torch.export raises many kinds
-        lines = str(error).strip().splitlines() or [type(error).__name__]
         raise BuildError(
             f"{component.name} ({source_file(component.name)})",
             expected="a module that runs, and that torch exports to ONNX",
-            found=lines[0],
+            found=first_line(error),
             fix="check that diffusers draws with the checkpoint; if it does, report this file",
         ) from error
     simplify(model)
@@ -93,7 +92,7 @@ def _check(path: Path, component: Component) -> None:
         raise BuildError(
             component.name,
             expected="valid ONNX",
-            found=str(error).splitlines()[0],
+            found=first_line(error),
             fix=f"report the checkpoint's {source_file(component.name)}",
         ) from error
     graph = onnx.load(path, load_external_data=False).graph

@@ -10,15 +10,13 @@ from numbers import Real
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from koala_bundle.errors import ArgumentError
 from koala_bundle.manifest import Manifest
 from koala_runtime.arguments import Arguments
-from koala_runtime.arrays import read_floats
+from koala_runtime.arrays import Floats, read_floats
 from koala_runtime.prompts import Tokens, check_text
 
-Floats = NDArray[np.float32]
 _log = logging.getLogger(__name__)
 
 

@@ -9,11 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from koala_bundle.spec import SchedulerSpec
-
-Floats = NDArray[np.float32]
+from koala_runtime.arrays import Floats
 
 
 @dataclass(frozen=True)

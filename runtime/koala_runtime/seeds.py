@@ -9,14 +9,11 @@ from numbers import Integral
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from koala_bundle.errors import ArgumentError
 from koala_runtime.arguments import Arguments
-from koala_runtime.arrays import read_latents
+from koala_runtime.arrays import Floats, read_latents
 from koala_runtime.noise import randn
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float32]
+from koala_runtime.arrays import Floats
 
 BRACKET = 1.1
 """What ``(word)`` multiplies by and ``[word]`` divides by, in the A1111 web UI."""

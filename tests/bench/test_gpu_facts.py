@@ -14,12 +14,12 @@ from koala_bench.hardware import describe_machine, fastest_product, gpu_bytes_in
 from koala_bench.results import Peak
 from koala_bench.runner import BenchOptions, run
 from koala_bundle.counts import ROOFLINES
-from tests.support.fleet import GB, UUIDS, Machine, be
+from tests.support.fleet import RTX_3060_TI, RTX_4090, UUIDS, Machine, be
 
 SHAPE = "koala-700m-like"
 FAKE = "tests.support.fake_backends:"
 ROOT = Path(__file__).resolve().parents[2]
-TWO_GPUS = Machine((("NVIDIA GeForce RTX 3060 Ti", "8.6", 8 * GB), ("NVIDIA GeForce RTX 4090", "8.9", 24 * GB)))
+TWO_GPUS = Machine((RTX_3060_TI, RTX_4090))
 needs_shell = pytest.mark.skipif(sys.platform == "win32", reason="this nvidia-smi is a shell script")
 
 # In the order of PCI the second GPU of CUDA is the first. Each running process holds the megabytes in its file.

@@ -11,16 +11,21 @@ import pytest
 
 from koala_cli.main import run_app
 from koala_machine.support import WHEELS, requirement
-from tests.support.fleet import CUDA_12, CUDA_13, GB, Machine, be
+from tests.support.fleet import (
+    A100,
+    CUDA_12,
+    CUDA_13,
+    GTX_1080,
+    H100,
+    RTX_2080_TI,
+    RTX_3060_TI,
+    RTX_4090,
+    Machine,
+    be,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
 NOTHING = ("onnxruntime",)
-RTX_3060_TI = ("NVIDIA GeForce RTX 3060 Ti", "8.6", 8 * GB)
-RTX_2080_TI = ("NVIDIA GeForce RTX 2080 Ti", "7.5", 11 * GB)
-GTX_1080 = ("NVIDIA GeForce GTX 1080", "6.1", 8 * GB)
-RTX_4090 = ("NVIDIA GeForce RTX 4090", "8.9", 24 * GB)
-A100 = ("NVIDIA A100-SXM4-40GB", "8.0", 40 * GB)
-H100 = ("NVIDIA H100 80GB HBM3", "9.0", 80 * GB)
 
 # Machine; targets that it builds, targets that it runs; the last line; a part of the reason for each that it does not.
 INSTALLED = "target {} is the best for this machine, and its package {} is installed"

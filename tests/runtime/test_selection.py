@@ -16,14 +16,21 @@ from koala_bundle.targets import CPU, RTX, TENSORRT
 from koala_engines.build import build_engines
 from koala_machine.support import TURING
 from koala_runtime.selection import open_engines
-from tests.support.fleet import CUDA_12, GB, UUIDS, Compiled, Machine, be, make_bundle
+from tests.support.fleet import (
+    A100,
+    CUDA_12,
+    GTX_1080,
+    H100,
+    RTX_2080_TI,
+    RTX_3060_TI,
+    RTX_4090,
+    UUIDS,
+    Compiled,
+    Machine,
+    be,
+    make_bundle,
+)
 
-RTX_3060_TI = ("NVIDIA GeForce RTX 3060 Ti", "8.6", 8 * GB)
-RTX_2080_TI = ("NVIDIA GeForce RTX 2080 Ti", "7.5", 11 * GB)
-GTX_1080 = ("NVIDIA GeForce GTX 1080", "6.1", 8 * GB)
-RTX_4090 = ("NVIDIA GeForce RTX 4090", "8.9", 24 * GB)
-A100 = ("NVIDIA A100-SXM4-40GB", "8.0", 40 * GB)
-H100 = ("NVIDIA H100 80GB HBM3", "9.0", 80 * GB)
 DATA_CENTRE, ADA = "nvidia-a100-sxm4-40gb-8.0", "nvidia-geforce-rtx-4090-8.9"
 
 

@@ -31,6 +31,12 @@ from koala_machine.driver import Driver
 GB = 10**9
 CUDA_13 = ("tensorrt-cu13", "tensorrt-rtx-cu13", "onnxruntime")
 CUDA_12 = ("tensorrt-cu12", "tensorrt-rtx-cu12", "onnxruntime")
+RTX_3060_TI = ("NVIDIA GeForce RTX 3060 Ti", "8.6", 8 * GB)
+RTX_2080_TI = ("NVIDIA GeForce RTX 2080 Ti", "7.5", 11 * GB)
+GTX_1080 = ("NVIDIA GeForce GTX 1080", "6.1", 8 * GB)
+RTX_4090 = ("NVIDIA GeForce RTX 4090", "8.9", 24 * GB)
+A100 = ("NVIDIA A100-SXM4-40GB", "8.0", 40 * GB)
+H100 = ("NVIDIA H100 80GB HBM3", "9.0", 80 * GB)
 UUIDS = ("GPU-10101010-aaaa", "GPU-20202020-bbbb")
 VERSIONS = {"tensorrt": "11.4.0.106", "tensorrt_rtx": "1.7.1.116"}
 

@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from koala_machine.support import TURING
-from tests.support.fleet import GB, Machine
+from tests.support.fleet import RTX_2080_TI, RTX_4090, Machine
 
-ADA = Machine((("NVIDIA GeForce RTX 4090", "8.9", 24 * GB),))
-TURING_GPU = Machine((("NVIDIA GeForce RTX 2080 Ti", TURING, 11 * GB),))
+ADA = Machine((RTX_4090,))
+TURING_GPU = Machine((RTX_2080_TI,))
 NO_GPU = Machine((), cuda=None)
 
 

@@ -20,6 +20,7 @@ from koala_runtime import ArgumentError, Arguments, Pipeline, PipelineOutput, re
 from koala_runtime.arguments import REFUSED
 from koala_runtime.repeat import repeat_call, repeated_picture
 from tests.docs.test_site import ROOT
+from tests.support.diffusers import open_reference
 
 # numpy tells diffusers' scheduler of a coming change; that is diffusers' to follow.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -34,9 +35,7 @@ OURS = {"weighted", "seed", "callback_steps", "timings", "stream"}
 
 @pytest.fixture(scope="module")
 def reference(checkpoint: Callable[[str], Path]) -> Any:
-    pipeline = StableDiffusionXLPipeline.from_pretrained(checkpoint(SHAPE), add_watermarker=False)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return open_reference(checkpoint(SHAPE))
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionXLPipeline
 from safetensors.torch import load_file
 
 from koala_bundle.manifest import TOKENIZERS
@@ -21,6 +20,7 @@ from koala_runtime import ArgumentError, Pipeline, read_recipe, to_png
 from koala_runtime.repeat import repeat_call, repeated_picture
 from koala_verify.verify import verify
 from tests.support.bundles import learned_words
+from tests.support.diffusers import open_reference
 
 # numpy tells diffusers' scheduler of a coming change; that is diffusers' to follow.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -52,16 +52,13 @@ WEIGHED: list[tuple[str, Fragments]] = [
 
 @pytest.fixture(scope="module")
 def reference(checkpoint: Callable[[str], Path]) -> Any:
-    pipeline = StableDiffusionXLPipeline.from_pretrained(checkpoint(SHAPE), add_watermarker=False)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return open_reference(checkpoint(SHAPE))
 
 
 @pytest.fixture(scope="module")
 def learned(checkpoint: Callable[[str], Path]) -> Any:
     """diffusers with the learned words, loaded as its documentation says for SDXL."""
-    pipeline = StableDiffusionXLPipeline.from_pretrained(checkpoint(SHAPE), add_watermarker=False)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = open_reference(checkpoint(SHAPE))
     both, one = learned_words(SHAPE)
     first = {"text_encoder": pipeline.text_encoder, "tokenizer": pipeline.tokenizer}
     second = {"text_encoder": pipeline.text_encoder_2, "tokenizer": pipeline.tokenizer_2}

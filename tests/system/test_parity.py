@@ -15,6 +15,7 @@ import pytest
 
 from koala_runtime import Pipeline
 from tests.support.checkpoints import SHAPES
+from tests.support.diffusers import open_reference
 
 # numpy tells diffusers' scheduler of a coming change; that is diffusers' to follow.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -44,11 +45,7 @@ def shape(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module")
 def reference(shape: str, checkpoint: Callable[[str], Path]) -> Any:
     """diffusers' own pipeline on the checkpoint."""
-    from diffusers import StableDiffusionXLPipeline
-
-    pipeline = StableDiffusionXLPipeline.from_pretrained(checkpoint(shape), add_watermarker=False)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+    return open_reference(checkpoint(shape))
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import onnx
 from polygraphy.comparator import Comparator, IterationResult
 from polygraphy.logger import G_LOGGER
 
-from koala_bundle.errors import ArgumentError, BuildError
+from koala_bundle.errors import ArgumentError, BuildError, first_line
 from koala_bundle.files import check_files
 from koala_bundle.manifest import ComponentEntry, read_manifest
 from koala_bundle.progress import Report, no_report
@@ -135,7 +135,7 @@ def _run(
         raise BuildError(
             f"{target}: {entry.name}",
             expected="a graph that it runs with tensors inside as outputs",
-            found=str(error).strip().splitlines()[0],
+            found=first_line(error),
             fix="check free memory, or compare on target cpu",
         ) from error
     (wanted,), (got,) = results[REFERENCE], results[str(target)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from koala_bundle.errors import first_line
 from koala_verify.pixels import Pixels
 
 CLIP = "openai/clip-vit-base-patch16"
@@ -21,7 +22,7 @@ def open_lpips() -> Callable[[Pixels, Pixels], float] | str:
         import lpips
         import torch
     except (ImportError, RuntimeError) as error:
-        return f"the package lpips cannot be imported ({str(error).splitlines()[0]})"
+        return f"the package lpips cannot be imported ({first_line(error)})"
     weights = Path(torch.hub.get_dir()) / "checkpoints" / _ALEXNET
     if not weights.is_file():
         return f"its backbone's weights are not at {weights}"

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from koala_bundle.errors import ArgumentError, CheckpointError
+from koala_bundle.errors import ArgumentError, CheckpointError, first_line
 from koala_bundle.manifest import Manifest
 from koala_export.checkpoint import TOKENIZER_OF, FolderCheckpoint
 from koala_export.learned_words import LearnedWord
@@ -41,7 +41,7 @@ def open_diffusers(folder: Path, manifest: Manifest, dtype: Any, words: Sequence
     """
     from diffusers import DiffusionPipeline
 
-    refused: Exception | None = None
+    refused = []
     for variant in VARIANTS[manifest.profile.precision]:
         try:
             pipe: Any = DiffusionPipeline.from_pretrained(
@@ -53,7 +53,7 @@ def open_diffusers(folder: Path, manifest: Manifest, dtype: Any, words: Sequence
                 add_watermarker=False,
             )
         except Exception as error:  # diffusers raises many kinds; another variant may be there
-            refused = refused or error
+            refused.append(error)
             continue
         pipe.set_progress_bar_config(disable=True)
         for word in words:
@@ -62,13 +62,12 @@ def open_diffusers(folder: Path, manifest: Manifest, dtype: Any, words: Sequence
         spacing = manifest.spec.scheduler.timestep_spacing
         pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, timestep_spacing=spacing)
         return pipe
-    lines = str(refused).strip().splitlines() or [type(refused).__name__]
     raise CheckpointError(
         str(folder),
         expected="a checkpoint that diffusers loads, which is the reference",
-        found=f"a refusal ({lines[0].rstrip('.')})",
+        found=f"a refusal ({first_line(refused[0]).rstrip('.')})",
         fix="save the checkpoint again with diffusers' save_pretrained",
-    ) from refused
+    ) from refused[0]
 
 
 def draw_reference(checkpoint: FolderCheckpoint, manifest: Manifest, cases: Sequence[tuple[str, int]]) -> list[Pixels]:

@@ -9,7 +9,7 @@ from typing import Annotated
 from koala_bundle.codec import to_json
 from koala_bundle.engine_record import ENGINES, EngineRecord, engine_folder, engine_variants, read_engine_record
 from koala_bundle.manifest import Manifest, read_manifest
-from koala_bundle.spec import Profile
+from koala_bundle.spec import ModelSpec, Profile
 from koala_bundle.targets import TARGETS, find_target
 from koala_bundle.tensors import IOTensor
 from koala_cli.options import AsJson, argument
@@ -95,7 +95,7 @@ def _print_summary(bundle: Path, manifest: Manifest) -> None:
     guidance = f"guidance {sampling.guidance_scale:g}" if profile.cfg else "no guidance compiled in"
     rows = {
         "size": f"{profile.width} x {profile.height} px, batch {profile.batch}, {profile.precision}",
-        "prompts": _prompts(profile),
+        "prompts": _prompts(spec, profile),
         "sampling": f"{sampling.num_inference_steps} steps, {guidance}",
         "scheduler": f"Euler, {scheduler.timestep_spacing}, {scheduler.prediction_type}",
         "u-net": f"{unet}, cross-attention {spec.unet.cross_attention_dim}",
@@ -110,8 +110,9 @@ def _print_summary(bundle: Path, manifest: Manifest) -> None:
     stdout.print(shown)
 
 
-def _prompts(profile: Profile) -> str:
-    found = [f"up to {75 * profile.prompt_chunks} tokens"]
+def _prompts(spec: ModelSpec, profile: Profile) -> str:
+    chunk = spec.text_encoder.sequence_length - 2  # between a start and an end
+    found = [f"up to {chunk * profile.prompt_chunks} tokens"]
     if profile.clip_skip:
         found.append(f"clip_skip {profile.clip_skip}")
     return ", ".join(found)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from koala_bundle.errors import BundleError
+from koala_bundle.errors import BundleError, first_line
 from koala_bundle.tensors import ROW_ALIGNMENT
 from koala_runtime.devices.base import Array, Enqueue, HostGraphs, Tensor
 
@@ -111,7 +111,7 @@ class OrtEngine:
             raise BundleError(
                 str(path),
                 expected=f"a plan that ONNX Runtime {VERSION} loads",
-                found=str(error).splitlines()[0],
+                found=first_line(error),
                 fix="build the engines again with `koala engines BUNDLE --target cpu`",
             ) from error
 

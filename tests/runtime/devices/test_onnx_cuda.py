@@ -28,9 +28,9 @@ from koala_runtime.devices.cpu import CpuDevice, OrtEngine
 from koala_runtime.devices.onnx_cuda import PROVIDER, load_on_gpu, provider_options
 from koala_runtime.preflight import check_machine, obstacle
 from koala_runtime.selection import open_engines
-from tests.support.fleet import CUDA_13, GB, Compiled, Machine, be, make_bundle
+from tests.support.fleet import CUDA_13, H100, Compiled, Machine, be, make_bundle
 
-H100 = Machine((("NVIDIA H100 80GB HBM3", "9.0", 80 * GB),), wheels=(*CUDA_13, "onnxruntime-gpu"))
+MACHINE = Machine((H100,), wheels=(*CUDA_13, "onnxruntime-gpu"))
 
 
 @pytest.fixture
@@ -65,14 +65,14 @@ def test_a_gpu_without_plans_of_its_own_takes_cuda(
     monkeypatch.setattr("koala_engines.cuda.of_graph", lambda path: {"MatMul": 1})
     build_engines(bundle, CUDA)
     build_engines(bundle, CPU)
-    be(H100, monkeypatch)
+    be(MACHINE, monkeypatch)
     assert open_engines(bundle).target == CPU  # the installed ONNX Runtime is that of the processor
     assert "expected ONNX Runtime with its CUDA provider, found the package onnxruntime, which has none" in caplog.text
     with pytest.raises(TargetError, match=r"uninstall onnxruntime, then `pip install koala-trt\[cuda\]`"):
         open_engines(bundle, "cuda")
     with_cuda(monkeypatch)
     assert open_engines(bundle).target == CUDA
-    be(Machine(H100.gpus, cuda="12.8", wheels=H100.wheels), monkeypatch)
+    be(Machine(MACHINE.gpus, cuda="12.8", wheels=MACHINE.wheels), monkeypatch)
     with pytest.raises(TargetError, match=r"CUDA 13, which onnxruntime-gpu needs, found one for CUDA 12\.8; update"):
         check_machine(CUDA, Driver("12.8", GPU("a GPU", "9.0"), 0, None))
 
@@ -156,7 +156,7 @@ def test_the_loop_draws_with_these_plans(
     monkeypatch.setattr(koala_runtime.devices.onnx_cuda, "UncapturedCudaDevice", Processor)
     monkeypatch.setattr(koala_runtime.devices.onnx_cuda, "load_on_gpu", lambda file, device, index: OrtEngine(file))
     with_cuda(monkeypatch)
-    monkeypatch.setattr(koala_runtime.selection, "query_driver", H100.query_driver)
+    monkeypatch.setattr(koala_runtime.selection, "query_driver", MACHINE.query_driver)
     with Pipeline(path, "cpu") as cpu, Pipeline(path, "cuda") as pipe:
         assert pipe.executor.half == "float16"
         wanted, drawn = (np.asarray(each("a koala", seed=1).images[0]).astype(float) for each in (cpu, pipe))
