@@ -1,0 +1,65 @@
+"""The numbers of a sampler for a number of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from koala_runtime.samplers.forms import HISTORY, Form
+
+
+class Row(NamedTuple):
+    """One evaluation of the U-Net: ``forms`` give x' and as many of h1', h2', h3' as are used.
+
+    ``scale`` is c_in, ``draws`` whether diffusers draws noise in this step.
+    """
+
+    timestep: float
+    forms: Sequence[Form]
+    scale: float = 1.0
+    draws: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """A sampler's rows, of which there may be more than steps.
+
+    ``timesteps`` float32 [rows], ``scales`` float64 [rows], ``updates`` float64 [rows, 4, 6], ``draws`` bool [rows];
+    ``init_noise_sigma`` scales the first latents.
+    """
+
+    timesteps: NDArray[np.float32]
+    scales: NDArray[np.float64]
+    updates: NDArray[np.float64]
+    draws: NDArray[np.bool_]
+    init_noise_sigma: float = 1.0
+
+    @property
+    def history(self) -> int:
+        """How many history tensors are read."""
+        read = np.flatnonzero(np.any(self.updates[:, :, 1 : HISTORY + 1], axis=(0, 1)))
+        return int(read.max()) + 1 if read.size else 0
+
+    @property
+    def coefficients(self) -> NDArray[np.float32]:
+        """What a step's graph takes, float32 [rows, 25]: the update in the order of its rows, then the scale."""
+        flat = self.updates.reshape(len(self.updates), -1)
+        return np.column_stack([flat, self.scales]).astype(np.float32)
+
+
+def make_table(rows: Sequence[Row], init_noise_sigma: float = 1.0) -> Table:
+    """Return the arrays of ``rows``."""
+    updates = np.zeros((len(rows), HISTORY + 1, HISTORY + 3))
+    for update, row in zip(updates, rows, strict=True):
+        update[: len(row.forms)] = row.forms
+    return Table(
+        timesteps=np.array([row.timestep for row in rows], np.float32),
+        scales=np.array([row.scale for row in rows], float),
+        updates=updates,
+        draws=np.array([row.draws for row in rows], bool),
+        init_noise_sigma=float(init_noise_sigma),
+    )
