@@ -12,6 +12,10 @@ from dataclasses import dataclass
 from koala_bundle.spec import ModelSpec, Profile
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "int32": 4, "uint8": 1}
+HISTORY = 3
+"""Tensors that a sampler may keep from step to step beside the latents."""
+COEFFICIENTS = (HISTORY + 1) * (HISTORY + 3) + 1
+"""Numbers of a sampler's step: its update, 4 x 6, and the scale of the U-Net's input."""
 ROW_ALIGNMENT = 256  # bytes; what CUDA's allocators give and TensorRT asks of a tensor's address
 
 
@@ -64,9 +68,10 @@ def components(spec: ModelSpec, profile: Profile) -> tuple[Component, ...]:
     - ``prompt_mask`` float32 [rows]: 1 keeps a row's text embeddings, 0 makes them zero
       (diffusers' force_zeros_for_empty_prompt).
     - ``time_ids`` float32 [rows, 6]: original size, crop corner and target size, each (height, width) in pixels.
-    - ``sigma``, ``sigma_next`` float32 [1]: noise levels before and after the step, unitless.
+    - ``coefficients`` float32 [25]: the sampler's update in this step (``koala_export.sampler_step``).
     - ``timestep`` float32 [1]: the U-Net's conditioning value.
-    - ``latents`` float32 [batch, channels, height / 8, width / 8].
+    - ``latents`` float32 [batch, channels, height / 8, width / 8]; ``noise`` fresh normals of this shape.
+    - ``history`` float32 [HISTORY, *latents]: what the sampler keeps of earlier steps; zeros before the first.
     """
     first, second, unet, vae = spec.text_encoder, spec.text_encoder_2, spec.unet, spec.vae
     half = {"fp16": "float16", "fp32": "float32"}[profile.precision]
@@ -95,8 +100,9 @@ def components(spec: ModelSpec, profile: Profile) -> tuple[Component, ...]:
             "denoiser",
             (
                 latents,
-                IOTensor("sigma", "float32", (1,), per_step=True),
-                IOTensor("sigma_next", "float32", (1,), per_step=True),
+                IOTensor("history", "float32", (HISTORY, *latent_shape)),
+                IOTensor("noise", "float32", latent_shape, per_step=True),
+                IOTensor("coefficients", "float32", (COEFFICIENTS,), per_step=True),
                 IOTensor("timestep", "float32", (1,), per_step=True),
                 *((IOTensor("guidance_scale", "float32", (1,)),) if profile.cfg else ()),
                 *((IOTensor("guidance_rescale", "float32", (1,)),) if profile.guidance_rescale else ()),
@@ -105,7 +111,10 @@ def components(spec: ModelSpec, profile: Profile) -> tuple[Component, ...]:
                 text_embeds,
                 IOTensor("time_ids", "float32", (rows, 6)),
             ),
-            (IOTensor("next_latents", "float32", latent_shape),),
+            (
+                IOTensor("next_latents", "float32", latent_shape),
+                IOTensor("next_history", "float32", (HISTORY, *latent_shape)),
+            ),
         ),
         Component(
             "vae_decoder",

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from koala_bundle.spec import ModelSpec, Profile
 from koala_export.checkpoint import Checkpoint
-from koala_export.euler import euler_step, inverse_norm
 from koala_export.module_passes import MODULE_PASSES
+from koala_export.sampler_step import advance, input_scale
 
 
 class TextEncoder(nn.Module):
@@ -60,18 +60,18 @@ class TextEncoder2(TextEncoder):
 
 
 class Denoiser(nn.Module):
-    """One denoising step: batched guidance around the U-Net, then the Euler step (``koala_export.euler``)."""
+    """One denoising step: batched guidance around the U-Net, then the update of ``koala_export.sampler_step``."""
 
-    def __init__(self, unet: Any, prediction_type: str) -> None:
+    def __init__(self, unet: Any) -> None:
         super().__init__()
         self.unet = unet
-        self.prediction_type = prediction_type
 
     def forward(
         self,
         latents: Tensor,
-        sigma: Tensor,
-        sigma_next: Tensor,
+        history: Tensor,
+        noise: Tensor,
+        coefficients: Tensor,
         timestep: Tensor,
         hidden_states: Tensor,
         hidden_states_2: Tensor,
@@ -79,9 +79,8 @@ class Denoiser(nn.Module):
         time_ids: Tensor,
         guidance_scale: Tensor | None = None,
         guidance_rescale: Tensor | None = None,
-    ) -> Tensor:
-        scale = inverse_norm(sigma)
-        sample = latents * scale
+    ) -> tuple[Tensor, Tensor]:
+        sample = latents * input_scale(coefficients)
         if guidance_scale is not None:
             sample = torch.cat([sample, sample])
         prediction: Tensor = self.unet(
@@ -99,7 +98,7 @@ class Denoiser(nn.Module):
                 # Section 3.4 of arXiv 2305.08891: the deviation of the prompt's own prediction.
                 ratio = _deviation(positive) / _deviation(prediction)
                 prediction = guidance_rescale * (prediction * ratio) + (1 - guidance_rescale) * prediction
-        return euler_step(latents, prediction, sigma, sigma_next, scale, self.prediction_type)
+        return advance(latents, history, prediction, noise, coefficients)
 
 
 class VAEDecoder(nn.Module):
@@ -152,7 +151,7 @@ def build_module(
         if each.name in passes and (change := each.run(model, dtype)):
             report(f"{component}: {change}")
     if component == "denoiser":
-        return Denoiser(model, spec.scheduler.prediction_type).eval()
+        return Denoiser(model).eval()
     if component == "vae_decoder":
         return VAEDecoder(model).eval()
     if profile.precision == "fp32":

@@ -24,12 +24,10 @@ from koala_export.simplify import simplify
 def example_inputs(component: Component, seed: int = 0) -> dict[str, Tensor]:
     """Return inputs of the component's shapes and dtypes with values that occur in a run, by name.
 
-    A noise level of 1 that falls to 0 gives the prediction and the latents equal weight in the result.
+    A sampler's coefficients are random: so every output depends on every input.
     """
     generator = torch.Generator().manual_seed(seed)
     fixed = {
-        "sigma": 1.0,
-        "sigma_next": 0.0,
         "timestep": 500.0,
         "guidance_scale": 3.5,
         "guidance_rescale": 0.7,

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from koala_bundle.manifest import Manifest
+from koala_bundle.tensors import HISTORY
 from koala_runtime.conditioning import Condition
 from koala_runtime.devices.base import Array
 from koala_runtime.request import Request
@@ -36,10 +37,14 @@ def prepare(manifest: Manifest, request: Request, chunk: slice) -> dict[str, Arr
         "prompt_mask": np.repeat(np.array([0 if side.zeroed else 1 for side in sides], np.float32), profile.batch),
         "time_ids": np.repeat(np.stack([side.time_ids for side in sides]), profile.batch, axis=0),
         "timestep": schedule.timesteps.reshape(steps, 1),
-        "sigma": schedule.sigmas[:-1].reshape(steps, 1),
-        "sigma_next": schedule.sigmas[1:].reshape(steps, 1),
+        "coefficients": schedule.coefficients,
         "latents": noise,
+        "history": np.zeros((HISTORY, *noise.shape), np.float32),
     }
+    if schedule.draws.any():
+        table = np.zeros((steps, *noise.shape), np.float32)
+        table[schedule.draws, : len(latents[chunk])] = request.noise.later[:, chunk]
+        inputs["noise"] = table.reshape(steps, -1)
     if profile.cfg:
         # At 1 the guided prediction is the prompt's own: u + 1 * (c - u) = c.
         inputs["guidance_scale"] = np.array([max(request.guidance_scale, 1.0)], np.float32)

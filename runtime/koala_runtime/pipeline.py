@@ -26,6 +26,7 @@ from koala_runtime.prompts import PromptEncoder
 from koala_runtime.recipe import SCHEMA_VERSION, Recipe
 from koala_runtime.request import Request, make_request
 from koala_runtime.run import Run
+from koala_runtime.samplers import Table
 from koala_runtime.selection import EngineSet, open_engines
 from koala_runtime.steps import Step, Steps, call_back, stepwise
 
@@ -65,7 +66,7 @@ class Pipeline:
             (engines.path / TOKENIZERS[0], engines.path / TOKENIZERS[1]), self.manifest.profile.prompt_chunks
         )
         self.executor = executor(engines, low_memory)
-        self._runs: dict[tuple[int, bool], Run] = {}
+        self._runs: dict[tuple[int, bool, bool], Run] = {}
         self._turn = threading.Lock()
         self._drawing_thread: int | None = None
         self._closed = self._cancelled = False
@@ -147,7 +148,7 @@ class Pipeline:
                     break
                 chunk = slice(start, start + batch)
                 inputs = self._inputs(request, chunk)
-                with self._run(len(timesteps), text_encoders=not request.embedded) as run:
+                with self._run(request.schedule, text_encoders=not request.embedded) as run:
                     run.fill(inputs)
                     if one_by_one or request.output_type == "latent":
                         loop = stepwise(run, timesteps, decode=request.output_type != "latent")
@@ -179,7 +180,7 @@ class Pipeline:
         inputs = prepare(self.manifest, request, chunk)
         if not request.embedded:
             return inputs
-        with self._run(len(request.schedule.timesteps), text_encoders=True) as run:
+        with self._run(request.schedule, text_encoders=True) as run:
             run.fill(inputs)
             run.encode()
             tensors = {name: place for call in run.program.encode for name, place in call.tensors.items()}
@@ -242,13 +243,13 @@ class Pipeline:
                 self._drawing_thread = None
 
     @contextmanager
-    def _run(self, steps: int, *, text_encoders: bool) -> Iterator[Run]:
-        """Give the graphs for a number of steps; after a failure they are not used again."""
-        key = steps, text_encoders
+    def _run(self, table: Table, *, text_encoders: bool) -> Iterator[Run]:
+        """Give the graphs for a number of steps, with or without noise; after a failure they are not used again."""
+        key = steps, text_encoders, noise = len(table.timesteps), text_encoders, bool(table.draws.any())
         run = self._runs.pop(key, None)
         if run is None:
             components, half = self.manifest.components, self.executor.half
-            program = make_program(components, steps, half=half, text_encoders=text_encoders)
+            program = make_program(components, steps, half=half, text_encoders=text_encoders, noise=noise)
             if not self.executor.has_room(program):  # the graphs that there are refer to the memory that is given up
                 self._drop(*self._runs)
             run = Run(self.executor, program)
@@ -264,6 +265,6 @@ class Pipeline:
                 self.executor.unload()
             raise
 
-    def _drop(self, *keys: tuple[int, bool]) -> None:
+    def _drop(self, *keys: tuple[int, bool, bool]) -> None:
         for key in keys:
             self._runs.pop(key).close()

@@ -16,6 +16,7 @@ from koala_bundle.tensors import ITEM_BYTES, ROW_ALIGNMENT, Component, IOTensor
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 PROLOGUE, DENOISER, VAE_DECODER = "prologue", "denoiser", "vae_decoder"
 LATENTS, NEXT_LATENTS, IMAGES = "latents", "next_latents", "images"
+HISTORY, NEXT_HISTORY, NOISE = "history", "next_history", "noise"
 
 
 @dataclass(frozen=True)
@@ -86,12 +87,18 @@ class Program:
 
 
 def make_program(
-    components: Sequence[Component], steps: int, *, half: str = "float16", text_encoders: bool = True
+    components: Sequence[Component],
+    steps: int,
+    *,
+    half: str = "float16",
+    text_encoders: bool = True,
+    noise: bool = False,
 ) -> Program:
     """Return the program of a picture with ``steps`` steps; without ``text_encoders`` embeddings are inputs.
 
     ``half`` is the dtype that float16 tensors have where it runs: float32 on the processor. Every tensor has its own
-    place, at a multiple of 256 bytes: together they are a few tens of megabytes, little beside the weights.
+    place, at a multiple of 256 bytes: together they are a few tens of megabytes, little beside the weights. Without
+    ``noise`` a step reads the latents in its place, which a sampler that adds none multiplies by zero.
     """
     if not text_encoders:
         components = [component for component in components if component.name not in TEXT_ENCODERS]
@@ -102,17 +109,23 @@ def make_program(
     starts = range(0, steps, at_once)
     made = {tensor.name for component in components for tensor in component.outputs}
     tensors = {t.name: t for component in components for t in (*component.inputs, *component.outputs)}
+    if not noise:
+        del tensors[NOISE]
+    in_prologue = {t.name for t in (*prologue.inputs, *prologue.outputs)} if prologue else set()
     # A stable sort: the inputs first, and the latents, which are both an input and made by each step, among them.
     order = sorted(tensors.values(), key=lambda tensor: tensor.name in made)
     places: dict[str, Placement] = {}
     end = 0
     for tensor in order:
-        places[tensor.name] = _place(tensor, end, len(starts) * at_once, half)
+        rows = len(starts) * at_once if tensor.name in in_prologue else steps
+        places[tensor.name] = _place(tensor, end, rows, half)
         end = -(-places[tensor.name].end // ROW_ALIGNMENT) * ROW_ALIGNMENT
     inputs = {tensor.name: places[tensor.name] for tensor in order if tensor.name not in made}
-    # Latents ping-pong: each step reads what the step before wrote.
-    pair = places[LATENTS], places[NEXT_LATENTS]
-    latents = tuple(pair[step % 2] for step in range(steps + 1))
+    # Latents and history ping-pong: each step reads what the step before wrote.
+    latents, history = (
+        tuple(pair[step % 2] for step in range(steps + 1))
+        for pair in ((places[LATENTS], places[NEXT_LATENTS]), (places[HISTORY], places[NEXT_HISTORY]))
+    )
 
     def call(name: str, elsewhere: Mapping[str, Placement]) -> Call:
         component, where = by_name[name], {**places, **elsewhere}
@@ -121,19 +134,24 @@ def make_program(
     tables = [tensor for tensor in tensors.values() if tensor.per_step]
     encode = [call(name, {}) for name in TEXT_ENCODERS if text_encoders]
     if prologue:
-        pieces = ({t.name: places[t.name].rows(start, at_once) for t in tables} for start in starts)
+        pieces = (
+            {t.name: places[t.name].rows(start, at_once) for t in tables if t.name in in_prologue} for start in starts
+        )
         encode += [call(PROLOGUE, piece) for piece in pieces]
-    rows = ({t.name: places[t.name].row(step, t.shape) for t in tables} for step in range(steps))
+    per_step = [{t.name: places[t.name].row(step, t.shape) for t in tables} for step in range(steps)]
+    if not noise:
+        per_step = [{**row, NOISE: latents[step]} for step, row in enumerate(per_step)]
+    carried = [
+        {LATENTS: latents[i], NEXT_LATENTS: latents[i + 1], HISTORY: history[i], NEXT_HISTORY: history[i + 1]}
+        for i in range(steps)
+    ]
     return Program(
         nbytes=end,
         input_bytes=max(place.end for place in inputs.values()),
         inputs=inputs,
         images=places[IMAGES],
         encode=tuple(encode),
-        steps=tuple(
-            call(DENOISER, {**row, LATENTS: latents[step], NEXT_LATENTS: latents[step + 1]})
-            for step, row in enumerate(rows)
-        ),
+        steps=tuple(call(DENOISER, {**row, **each}) for row, each in zip(per_step, carried, strict=True)),
         decode=call(VAE_DECODER, {LATENTS: latents[-1]}),
         latents=latents,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
@@ -14,7 +14,7 @@ from koala_bundle.spec import check_sampling
 from koala_bundle.targets import Target
 from koala_runtime.arguments import Arguments, Callback, check_names
 from koala_runtime.conditioning import Condition, Encoder, read_conditions
-from koala_runtime.schedule import Schedule, make_schedule
+from koala_runtime.samplers import Table, default_table
 from koala_runtime.seeds import Noise, draw_noise
 
 OUTPUT_TYPES = ("pil", "np", "latent", "device")
@@ -39,7 +39,7 @@ class Request:
     negative: Condition
     weighted: bool
     noise: Noise
-    schedule: Schedule
+    schedule: Table
     num_inference_steps: int
     denoising_end: float | None
     guidance_scale: float
@@ -71,12 +71,14 @@ def make_request(manifest: Manifest, target: Target, encoder: Encoder, prompt: o
     end = _share("denoising_end", arguments.get("denoising_end"))
     if arguments.get("negative_prompt") is not None and guidance <= 1:
         _log.warning("negative_prompt has no effect while guidance_scale is %g; it takes more than 1", guidance)
+    table = _until(default_table(manifest.spec.scheduler, steps), manifest, end)
+    shape = (count, *manifest.component("vae_decoder").inputs[0].shape[1:])
     return Request(
         positive,
         negative,
         bool(arguments.get("weighted")),
-        draw_noise(arguments, (count, *manifest.component("vae_decoder").inputs[0].shape[1:])),
-        _until(make_schedule(manifest.spec.scheduler, steps), manifest, end),
+        draw_noise(arguments, shape, later=int(table.draws.sum())),
+        table,
         steps,
         end,
         guidance,
@@ -134,7 +136,7 @@ def _rescale(manifest: Manifest, value: float | None) -> float:
     return rescale
 
 
-def _until(schedule: Schedule, manifest: Manifest, end: float | None) -> Schedule:
+def _until(schedule: Table, manifest: Manifest, end: float | None) -> Table:
     """Return the steps down to a share of the training timesteps; as in diffusers, 0 and 1 are no limit."""
     if not end or end == 1:
         return schedule
@@ -147,7 +149,7 @@ def _until(schedule: Schedule, manifest: Manifest, end: float | None) -> Schedul
             found=f"{end:g}",
             fix="pass a larger one, or more steps",
         )
-    return replace(schedule, timesteps=schedule.timesteps[:count], sigmas=schedule.sigmas[: count + 1])
+    return schedule.first(count)
 
 
 def _callback(arguments: Arguments) -> StepCallback | None:

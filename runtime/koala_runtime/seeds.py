@@ -1,4 +1,4 @@
-"""The noise that pictures begin with: from a seed, a torch generator, or the caller's own latents."""
+"""The noise of pictures, at their start and in their steps: from a seed, a torch generator, or the caller's latents."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ import numpy as np
 from koala_bundle.errors import ArgumentError
 from koala_runtime.arguments import Arguments
 from koala_runtime.arrays import Floats, read_latents
-from koala_runtime.noise import randn
+from koala_runtime.noise import Stream
 
 
 @dataclass(frozen=True, eq=False)
 class Noise:
-    """``latents`` float32 [n, channels, height / 8, width / 8], unit variance.
+    """``latents`` float32 [n, channels, height / 8, width / 8], unit variance; ``later`` [draws, *latents].
 
     ``seeds``: n, None where no seed draws them again; ``alone`` if each drew its own picture's noise, and not that of
     all n together.
     """
 
     latents: Floats
+    later: Floats
     seeds: tuple[int | None, ...]
     alone: bool = False
 
@@ -34,25 +35,37 @@ class Noise:
         return None if self.alone else self.seeds[0]
 
 
-def draw_noise(arguments: Arguments, shape: tuple[int, ...]) -> Noise:
-    """Return the noise that a call asks for, ``shape`` for all its pictures. Raises ArgumentError."""
+def draw_noise(arguments: Arguments, shape: tuple[int, ...], later: int = 0) -> Noise:
+    """Return the noise that a call asks for, ``shape`` for all its pictures, and ``later`` draws of steps.
+
+    In diffusers' order: the first latents, then for each step that draws one draw for all pictures. Raises
+    ArgumentError.
+    """
     seed, generator, latents = (arguments.get(name) for name in ("seed", "generator", "latents"))
     if seed is not None and generator is not None:
         raise ArgumentError("seed", expected="none beside a generator", found=repr(seed), fix="leave one of them out")
-    count = shape[0]
-    if latents is not None:
-        return Noise(read_latents(latents, shape), (None,) * count)
+    count, given = shape[0], None if latents is None else read_latents(latents, shape)
+    draws = later + (given is None)
     if isinstance(generator, Sequence):
-        each = [_generated(one, (1, *shape[1:])) for one in _one_each("generator", generator, count)]
-        return Noise(np.concatenate([drawn for drawn, _ in each]), tuple(known for _, known in each), alone=True)
-    if generator is not None:
-        drawn, known = _generated(generator, shape)
-        return Noise(drawn, (known,) * count)
-    if isinstance(seed, Sequence) and not isinstance(seed, str):
-        seeds = [_whole(one) for one in _one_each("seed", seed, count)]
-        return Noise(np.concatenate([randn((1, *shape[1:]), one) for one in seeds]), tuple(seeds), alone=True)
-    number = secrets.randbits(32) if seed is None else _whole(seed)
-    return Noise(randn(shape, number), (number,) * count)
+        each = [_generated(one, (1, *shape[1:]), draws) for one in _one_each("generator", generator, count)]
+        drawn, seeds, alone = np.concatenate([d for d, _ in each], axis=1), tuple(known for _, known in each), True
+    elif generator is not None:
+        drawn, known = _generated(generator, shape, draws)
+        seeds, alone = (known,) * count, False
+    elif isinstance(seed, Sequence) and not isinstance(seed, str):
+        numbers = [_whole(one) for one in _one_each("seed", seed, count)]
+        drawn = np.concatenate([_draws(Stream(one), (1, *shape[1:]), draws) for one in numbers], axis=1)
+        seeds, alone = tuple(numbers), True
+    else:
+        number = secrets.randbits(32) if seed is None else _whole(seed)
+        drawn, seeds, alone = _draws(Stream(number), shape, draws), (number,) * count, False
+    if given is not None:
+        return Noise(given, drawn, (None,) * count)
+    return Noise(drawn[0], drawn[1:], seeds, alone)
+
+
+def _draws(stream: Stream, shape: tuple[int, ...], count: int) -> Floats:
+    return np.stack([stream.randn(shape) for _ in range(count)]) if count else np.empty((0, *shape), np.float32)
 
 
 def _whole(seed: object) -> int:
@@ -69,15 +82,16 @@ def _one_each(argument: str, given: Sequence[Any], count: int) -> Sequence[Any]:
     return given
 
 
-def _generated(generator: Any, shape: tuple[int, ...]) -> tuple[Floats, int | None]:
+def _generated(generator: Any, shape: tuple[int, ...], count: int) -> tuple[Floats, int | None]:
     """Let a torch generator draw, as diffusers does, and return the seed that draws the same here, if there is one.
 
     torch is not imported: a generator's own state is a tensor, and makes others.
     """
     try:
         seed = int(generator.initial_seed())
-        empty = generator.get_state().float().new_empty(shape, device=generator.device)
-        drawn: Floats = empty.normal_(generator=generator).cpu().numpy()
+        like = generator.get_state().float()
+        empty = [like.new_empty(shape, device=generator.device) for _ in range(count)]
+        drawn: list[Floats] = [each.normal_(generator=generator).cpu().numpy() for each in empty]
     except (AttributeError, TypeError):
         raise ArgumentError(
             "generator",
@@ -85,6 +99,7 @@ def _generated(generator: Any, shape: tuple[int, ...]) -> tuple[Floats, int | No
             found=type(generator).__name__,
             fix="pass a whole number as seed",
         ) from None
-    own = randn(shape, seed)
+    own = _draws(Stream(seed), shape, count)
     # A generator that has drawn before, or one of a GPU, is not at the start of a CPU generator's stream.
-    return (own, seed) if np.allclose(drawn, own, rtol=0, atol=1e-5) else (drawn, None)
+    same = all(np.allclose(each, ours, rtol=0, atol=1e-5) for each, ours in zip(drawn, own, strict=True))
+    return (own, seed) if same else (np.stack(drawn), None)

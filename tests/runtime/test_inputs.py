@@ -18,7 +18,6 @@ from koala_runtime.noise import randn
 from koala_runtime.program import make_program
 from koala_runtime.prompts import Tokens
 from koala_runtime.request import Request, make_request
-from koala_runtime.schedule import make_schedule
 from tests.support.manifests import MANIFESTS, manifest_of
 
 LENGTH = 77

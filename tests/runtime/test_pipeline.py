@@ -24,7 +24,6 @@ from koala_bundle.errors import KoalaError
 from koala_engines.cpu import prepare
 from koala_runtime import Pipeline, read_recipe
 from koala_runtime.pipeline import _KEPT_RUNS
-from koala_runtime.schedule import make_schedule
 
 SHAPE = "koala-700m-like"
 CAT = "a photo of a cat"

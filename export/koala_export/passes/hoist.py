@@ -27,7 +27,7 @@ PRODUCTS = {"MatMul", "Gemm", "Conv", "Attention", "Einsum"}
 STEPS_AT_ONCE = 32
 """Rows that the prologue computes in one run: a step count above it runs it again. For the full-size U-Net 32 rows
 cost 2 GFLOP, a thousandth of one step."""
-_LATENTS = "latents"  # the input that the loop carries from step to step
+_CARRIED = ("latents", "history", "noise", "coefficients")  # what the loop carries, and what works on that alone
 TRIVIAL = 4096  # elements: a value that no larger one and no product went into is not worth a tensor of its own
 
 
@@ -212,7 +212,7 @@ def _run(part: Part) -> Result:
     """Split a component that runs in every step: one with inputs that change with the step."""
     component, model = part.component, part.model
     per_step = [tensor.name for tensor in component.inputs if tensor.per_step]
-    split = hoist(model, latents=(_LATENTS,), per_step=per_step, steps=STEPS_AT_ONCE) if per_step else None
+    split = hoist(model, latents=_CARRIED, per_step=per_step, steps=STEPS_AT_ONCE) if per_step else None
     if split is None:
         return Result((part,), None)
     values = {str(value.name): value for value in split.step.graph.inputs}
@@ -240,7 +240,7 @@ def _one_step(part: Part) -> bool:
 
 
 def _prologue_without_latents(_: Part, parts: tuple[Part, ...]) -> bool:
-    return all(tensor.name != _LATENTS for part in parts[:-1] for tensor in part.component.inputs)
+    return all(tensor.name not in _CARRIED for part in parts[:-1] for tensor in part.component.inputs)
 
 
 HOIST = Pass("hoist", _run, requires=(static_shapes, _one_step), ensures=(same_interface, _prologue_without_latents))

@@ -7,3 +7,18 @@
 - ``dpm_solver``, ``deis``, ``unipc``: exponential integrators
 - ``names``: which class, which short name, which keys
 """
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from koala_bundle.spec import SchedulerSpec
+from koala_runtime.samplers.names import table
+from koala_runtime.samplers.table import Table
+
+__all__ = ["Table", "default_table", "table"]
+
+
+def default_table(spec: SchedulerSpec, steps: int) -> Table:
+    """Return the table of the checkpoint's own sampler."""
+    return table("EulerDiscreteScheduler", asdict(spec), steps)

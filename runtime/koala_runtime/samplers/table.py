@@ -44,6 +44,12 @@ class Table:
         read = np.flatnonzero(np.any(self.updates[:, :, 1 : HISTORY + 1], axis=(0, 1)))
         return int(read.max()) + 1 if read.size else 0
 
+    def first(self, rows: int) -> Table:
+        """Return the table up to a row."""
+        return Table(
+            self.timesteps[:rows], self.scales[:rows], self.updates[:rows], self.draws[:rows], self.init_noise_sigma
+        )
+
     @property
     def coefficients(self) -> NDArray[np.float32]:
         """What a step's graph takes, float32 [rows, 25]: the update in the order of its rows, then the scale."""
