@@ -13,7 +13,7 @@ def recipe_rows(recipe: Recipe) -> dict[str, str]:
         **_rare(recipe),
         "seed": "none: drawn from latents" if recipe.seed is None else str(recipe.seed),
         "picture": f"{recipe.index + 1} of {recipe.count}",
-        "sampling": f"{recipe.num_inference_steps} steps, guidance {recipe.guidance_scale:g}, {recipe.sampler}",
+        "sampling": f"{recipe.num_inference_steps} steps, guidance {recipe.guidance_scale:g}, {recipe.scheduler}",
         "size": f"{recipe.width} x {recipe.height} px",
         "original size": _size(recipe.original_size),
         "crop corner": _size(recipe.crops_coords_top_left),

@@ -43,6 +43,10 @@ class Arguments(TypedDict, total=False):
     """In pixels; the bundle's own."""
     num_inference_steps: int | None
     """Denoising steps. Default: the bundle's own."""
+    scheduler: str | None
+    """A class of diffusers or a short name such as ``dpmpp_2m_karras``. Default: the checkpoint's own, Euler."""
+    eta: float | None
+    """Share of the noise that DDIM and TCD add, 0 to 1. Default: the class's own."""
     denoising_end: float | None
     """Stop when this share of the noise levels is done, from 0 to 1; take the rest up with ``output_type="latent"``."""
     guidance_scale: float | None
@@ -57,7 +61,8 @@ class Arguments(TypedDict, total=False):
     generator: Any
     """A torch generator, or a list of n; draws the noise, and moves on, as in diffusers."""
     latents: Any
-    """float32 [n, channels, height / 8, width / 8] of unit variance, in place of noise."""
+    """float32 [n, channels, height / 8, width / 8] of unit variance, in place of noise; with an axis in front of these,
+    also the noise of each step that draws."""
     original_size: Size | None
     """SDXL's micro-conditioning, (height, width) in pixels. Default: the picture's size."""
     crops_coords_top_left: Size | None
@@ -86,8 +91,6 @@ class Arguments(TypedDict, total=False):
     stream: Any
     """A CUDA stream, as an integer or anything with ``__cuda_stream__``: drawing begins when the work that it holds so
     far is done, such as the last use of DeviceImages."""
-    eta: float | None
-    """Read and not used, as in diffusers with this sampler."""
 
 
 REFUSED: Mapping[str, tuple[str, str]] = {

@@ -117,7 +117,7 @@ def make_program(
     places: dict[str, Placement] = {}
     end = 0
     for tensor in order:
-        rows = len(starts) * at_once if tensor.name in in_prologue else steps
+        rows = steps if tensor.name == NOISE else len(starts) * at_once  # noise is large, and not the prologue's
         places[tensor.name] = _place(tensor, end, rows, half)
         end = -(-places[tensor.name].end // ROW_ALIGNMENT) * ROW_ALIGNMENT
     inputs = {tensor.name: places[tensor.name] for tensor in order if tensor.name not in made}

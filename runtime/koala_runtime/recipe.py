@@ -16,7 +16,7 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 from koala_bundle.codec import CodecError, from_json, to_json
 from koala_bundle.errors import ArgumentError
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 KEY, A1111_KEY = "koala", "parameters"
 _FIX = "pass a PNG file that koala-trt wrote, unchanged"
 
@@ -49,7 +49,8 @@ class Recipe:
     denoising_end: float | None
     guidance_scale: float
     guidance_rescale: float
-    sampler: str
+    scheduler: str
+    eta: float | None
     height: int
     width: int
     original_size: tuple[float, ...]
@@ -64,7 +65,7 @@ class Recipe:
         """The recipe as the A1111 web UI writes it: prompt, negative prompt, and one line of settings."""
         settings = {
             "Steps": self.num_inference_steps,
-            "Sampler": self.sampler,
+            "Sampler": self.scheduler,
             "CFG scale": f"{self.guidance_scale:g}",
             "Seed": self.seed,
             "Size": f"{self.width}x{self.height}",

@@ -10,9 +10,10 @@ import numpy as np
 
 from koala_bundle.errors import ArgumentError
 from koala_bundle.manifest import Manifest
-from koala_runtime.noise import randn
 from koala_runtime.output import PipelineOutput
 from koala_runtime.recipe import Recipe
+from koala_runtime.samplers import table_of
+from koala_runtime.seeds import draw_noise
 
 
 def check_repeatable(recipe: Recipe, digest: str, picture: Path, bundle: Path) -> None:
@@ -49,13 +50,17 @@ def repeat_call(recipe: Recipe, manifest: Manifest) -> dict[str, Any]:
     assert recipe.seed is not None
     batch = manifest.profile.batch
     shape = manifest.component("vae_decoder").inputs[0].shape[1:]
+    table = table_of(manifest.spec.scheduler, recipe.scheduler, recipe.num_inference_steps, recipe.eta)
+    later = int(table.until(recipe.denoising_end, manifest.spec.scheduler.num_train_timesteps).draws.sum())
     first = recipe.index - recipe.index % batch
+    drawn = draw_noise({"seed": recipe.seed}, (1 if recipe.seed_alone else recipe.count, *shape), later)
+    noise = np.concatenate([drawn.latents[None], drawn.later])
     if recipe.seed_alone:
-        latents = np.concatenate([randn((1, *shape), recipe.seed)] * min(batch, recipe.count - first))
+        noise = np.concatenate([noise] * min(batch, recipe.count - first), axis=1)
     else:
-        latents = randn((recipe.count, *shape), recipe.seed)[first : first + batch]
+        noise = noise[:, first : first + batch]
     return {
-        "prompt": [recipe.prompt] * len(latents),
+        "prompt": [recipe.prompt] * noise.shape[1],
         "prompt_2": recipe.prompt_2,
         "negative_prompt": recipe.negative_prompt,
         "negative_prompt_2": recipe.negative_prompt_2,
@@ -64,7 +69,9 @@ def repeat_call(recipe: Recipe, manifest: Manifest) -> dict[str, Any]:
         "denoising_end": recipe.denoising_end,
         "guidance_scale": recipe.guidance_scale,
         "guidance_rescale": recipe.guidance_rescale,
-        "latents": latents,
+        "scheduler": recipe.scheduler,
+        "eta": recipe.eta,
+        "latents": noise,
         "original_size": recipe.original_size,
         "crops_coords_top_left": recipe.crops_coords_top_left,
         "target_size": recipe.target_size,

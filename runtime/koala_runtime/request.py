@@ -14,7 +14,7 @@ from koala_bundle.spec import check_sampling
 from koala_bundle.targets import Target
 from koala_runtime.arguments import Arguments, Callback, check_names
 from koala_runtime.conditioning import Condition, Encoder, read_conditions
-from koala_runtime.samplers import Table, default_table
+from koala_runtime.samplers import DEFAULT, Table, table_of
 from koala_runtime.seeds import Noise, draw_noise
 
 OUTPUT_TYPES = ("pil", "np", "latent", "device")
@@ -40,6 +40,8 @@ class Request:
     weighted: bool
     noise: Noise
     schedule: Table
+    scheduler: str
+    eta: float | None
     num_inference_steps: int
     denoising_end: float | None
     guidance_scale: float
@@ -71,7 +73,7 @@ def make_request(manifest: Manifest, target: Target, encoder: Encoder, prompt: o
     end = _share("denoising_end", arguments.get("denoising_end"))
     if arguments.get("negative_prompt") is not None and guidance <= 1:
         _log.warning("negative_prompt has no effect while guidance_scale is %g; it takes more than 1", guidance)
-    table = _until(default_table(manifest.spec.scheduler, steps), manifest, end)
+    table = _until(_table(manifest, arguments, steps), manifest, end)
     shape = (count, *manifest.component("vae_decoder").inputs[0].shape[1:])
     return Request(
         positive,
@@ -79,6 +81,8 @@ def make_request(manifest: Manifest, target: Target, encoder: Encoder, prompt: o
         bool(arguments.get("weighted")),
         draw_noise(arguments, shape, later=int(table.draws.sum())),
         table,
+        arguments.get("scheduler") or DEFAULT,
+        _share("eta", arguments.get("eta")),
         steps,
         end,
         guidance,
@@ -89,6 +93,13 @@ def make_request(manifest: Manifest, target: Target, encoder: Encoder, prompt: o
         bool(arguments.get("timings")),
         _stream(target, arguments.get("stream")),
     )
+
+
+def _table(manifest: Manifest, arguments: Arguments, steps: int) -> Table:
+    scheduler, eta = arguments.get("scheduler"), arguments.get("eta")
+    if scheduler is not None and not isinstance(scheduler, str):
+        raise ArgumentError("scheduler", expected="a name", found=repr(scheduler), fix="pass one such as dpmpp_2m")
+    return table_of(manifest.spec.scheduler, scheduler, steps, _share("eta", eta))
 
 
 def _sampling(manifest: Manifest, steps: int | None, guidance: float | None) -> tuple[int, float]:
@@ -136,20 +147,16 @@ def _rescale(manifest: Manifest, value: float | None) -> float:
     return rescale
 
 
-def _until(schedule: Table, manifest: Manifest, end: float | None) -> Table:
-    """Return the steps down to a share of the training timesteps; as in diffusers, 0 and 1 are no limit."""
-    if not end or end == 1:
-        return schedule
-    total = manifest.spec.scheduler.num_train_timesteps
-    count = int((schedule.timesteps >= round(total - end * total)).sum())
-    if not count:
+def _until(table: Table, manifest: Manifest, end: float | None) -> Table:
+    shorter = table.until(end, manifest.spec.scheduler.num_train_timesteps)
+    if not len(shorter.timesteps):
         raise ArgumentError(
             "denoising_end",
             expected="a share that leaves a step to draw",
             found=f"{end:g}",
             fix="pass a larger one, or more steps",
         )
-    return schedule.first(count)
+    return shorter
 
 
 def _callback(arguments: Arguments) -> StepCallback | None:

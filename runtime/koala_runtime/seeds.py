@@ -44,7 +44,11 @@ def draw_noise(arguments: Arguments, shape: tuple[int, ...], later: int = 0) -> 
     seed, generator, latents = (arguments.get(name) for name in ("seed", "generator", "latents"))
     if seed is not None and generator is not None:
         raise ArgumentError("seed", expected="none beside a generator", found=repr(seed), fix="leave one of them out")
-    count, given = shape[0], None if latents is None else read_latents(latents, shape)
+    count = shape[0]
+    if len(getattr(latents, "shape", ())) == len(shape) + 1:
+        whole = read_latents(latents, (1 + later, *shape))
+        return Noise(whole[0], whole[1:], (None,) * count)
+    given = None if latents is None else read_latents(latents, shape)
     draws = later + (given is None)
     if isinstance(generator, Sequence):
         each = [_generated(one, (1, *shape[1:]), draws) for one in _one_each("generator", generator, count)]

@@ -24,7 +24,7 @@ from koala_engines.build import build_engines
 from koala_runtime import Pipeline
 from koala_runtime.prompts import PromptEncoder
 from koala_runtime.run import Run
-from koala_runtime.schedule import make_schedule
+from koala_runtime.samplers import Table, table_of
 from koala_tiny.scenes import words
 from tests.support.judge import judge, look
 from tests.support.koala_tiny import CHECKPOINT, picture, requests, score
@@ -69,23 +69,24 @@ def test_three_hundred_prompts(pipe: Pipeline) -> None:
 # --- what must not go unseen
 
 
-def reversed_timesteps(spec: Any, steps: int) -> Any:
-    schedule = make_schedule(spec, steps)
-    return replace(schedule, timesteps=schedule.timesteps[::-1].copy())
+def reversed_timesteps(*how: Any) -> Table:
+    table = table_of(*how)
+    return replace(table, timesteps=table.timesteps[::-1].copy())
 
 
-def unit_noise(spec: Any, steps: int) -> Any:
-    return replace(make_schedule(spec, steps), init_noise_sigma=1.0)
+def unit_noise(*how: Any) -> Table:
+    return replace(table_of(*how), init_noise_sigma=1.0)
 
 
-def late_sigmas(spec: Any, steps: int) -> Any:
-    schedule = make_schedule(spec, steps)
-    return replace(schedule, sigmas=np.append(schedule.sigmas[1:], np.float32(0)))
+def late_coefficients(*how: Any) -> Table:
+    table = table_of(*how)
+    later = [*range(1, len(table.scales)), -1]
+    return replace(table, updates=table.updates[later], scales=table.scales[later])
 
 
-@pytest.mark.parametrize("broken", [reversed_timesteps, unit_noise, late_sigmas])
+@pytest.mark.parametrize("broken", [reversed_timesteps, unit_noise, late_coefficients])
 def test_a_broken_sampler_is_seen(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, broken: Any) -> None:
-    monkeypatch.setattr(koala_runtime.request, "make_schedule", broken)
+    monkeypatch.setattr(koala_runtime.request, "table_of", broken)
     with pytest.raises(AssertionError):
         assert_it_draws_what_it_is_told(pipe)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -14,10 +15,11 @@ from koala_bundle.spec import Profile
 from koala_bundle.targets import CPU
 from koala_runtime.arguments import Arguments
 from koala_runtime.inputs import prepare
-from koala_runtime.noise import randn
+from koala_runtime.noise import Stream, randn
 from koala_runtime.program import make_program
 from koala_runtime.prompts import Tokens
 from koala_runtime.request import Request, make_request
+from koala_runtime.samplers import table_of
 from tests.support.manifests import MANIFESTS, manifest_of
 
 LENGTH = 77
@@ -64,11 +66,28 @@ def test_every_input_of_the_program_is_there_as_it_is_declared(manifest: Manifes
     request = request_for(manifest, "a cat", num_inference_steps=steps)
     inputs = prepare(manifest, request, slice(0, manifest.profile.batch))
     places = make_program(manifest.components, steps).inputs
-    per_step = {"timestep", "sigma", "sigma_next"}
+    per_step = {"timestep": 1, "coefficients": 25}
     assert inputs.keys() == places.keys()
     for name, values in inputs.items():
         assert values.dtype == places[name].dtype, name
-        assert values.shape == ((steps, 1) if name in per_step else places[name].shape), name
+        assert values.shape == ((steps, per_step[name]) if name in per_step else places[name].shape), name
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS)
+def test_noise_is_there_for_samplers_that_draw(manifest: Manifest) -> None:
+    """One row of padded items per step, the rows of steps that draw in diffusers' order, no place for others."""
+    request = request_for(manifest, "a cat", num_inference_steps=4, scheduler="lcm", seed=7)
+    inputs = prepare(manifest, request, slice(0, manifest.profile.batch))
+    latents = inputs["latents"].shape
+    assert inputs["noise"].shape == (4, math.prod(latents))
+    stream = Stream(7)
+    drawn = [stream.randn((1, *latents[1:])) for _ in range(4)]
+    assert np.array_equal(request.noise.latents, drawn[0])
+    rows = inputs["noise"].reshape(4, *latents)
+    assert np.array_equal(rows[:3, :1], drawn[1:])
+    assert not rows[3].any(), "LCM's last step draws nothing"
+    assert "noise" in make_program(manifest.components, 4, noise=True).inputs
+    assert "noise" not in make_program(manifest.components, 4).inputs
 
 
 def test_with_guidance_the_negatives_come_first() -> None:
@@ -148,12 +167,10 @@ def test_tables_are_those_of_the_schedule(spacing: str, steps: int) -> None:
     spec = replace(manifest.spec, scheduler=replace(manifest.spec.scheduler, timestep_spacing=spacing))
     manifest = replace(manifest, spec=spec)
     inputs = prepare(manifest, request_for(manifest, "cat", num_inference_steps=steps), slice(0, 1))
-    schedule = make_schedule(spec.scheduler, steps)
-    assert np.array_equal(inputs["timestep"][:, 0], schedule.timesteps)
-    assert np.array_equal(inputs["sigma"][:, 0], schedule.sigmas[:-1])
-    assert np.array_equal(inputs["sigma_next"][:-1], inputs["sigma"][1:]), "each step ends where the next begins"
-    assert inputs["sigma_next"][-1] == 0
-    assert (inputs["sigma"] > inputs["sigma_next"]).all()
+    table = table_of(spec.scheduler, None, steps)
+    assert np.array_equal(inputs["timestep"][:, 0], table.timesteps)
+    assert np.array_equal(inputs["coefficients"], table.coefficients)
+    assert not inputs["history"].any(), "nothing is known before the first step"
 
 
 def test_sizes_are_the_same_in_every_row() -> None:

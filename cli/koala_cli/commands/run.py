@@ -33,6 +33,10 @@ def run(
         bool, option("Read (word:1.3), (word) and [word] in the prompts as weights.", "--weighted")
     ] = False,
     steps: Annotated[int | None, option("Denoising steps. Default: the bundle's own.")] = None,
+    scheduler: Annotated[
+        str | None, option("Sampler, such as dpmpp_2m_karras, unipc or euler_a. Default: the checkpoint's own, Euler.")
+    ] = None,
+    eta: Annotated[float | None, option("Share of noise that ddim and tcd add. Default: their own.")] = None,
     guidance_scale: Annotated[float | None, option("1 or less: none. Default: the bundle's own.")] = None,
     seed: Annotated[int | None, option("Same seed, same picture. Default: random.")] = None,
     like: Annotated[
@@ -64,6 +68,8 @@ def run(
         "negative_prompt": negative_prompt,
         "weighted": weighted or None,
         "num_inference_steps": steps,
+        "scheduler": scheduler,
+        "eta": eta,
         "guidance_scale": guidance_scale,
         "seed": seed,
     }

@@ -13,12 +13,16 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from koala_bundle.spec import SchedulerSpec
-from koala_runtime.samplers.names import table
+from koala_runtime.samplers.names import find, table
 from koala_runtime.samplers.table import Table
 
-__all__ = ["Table", "default_table", "table"]
+__all__ = ["DEFAULT", "Table", "table_of"]
+DEFAULT = "euler"
+"""The sampler of every checkpoint that is compiled: its own class is EulerDiscreteScheduler."""
 
 
-def default_table(spec: SchedulerSpec, steps: int) -> Table:
-    """Return the table of the checkpoint's own sampler."""
-    return table("EulerDiscreteScheduler", asdict(spec), steps)
+def table_of(spec: SchedulerSpec, scheduler: str | None, steps: int, eta: float | None = None) -> Table:
+    """Return the table of ``scheduler`` on the checkpoint's noise levels; None is the checkpoint's own, Euler."""
+    name, keys = find(scheduler or DEFAULT)
+    own = asdict(spec) | ({} if eta is None else {"eta": eta})
+    return table(name, own | keys, steps)

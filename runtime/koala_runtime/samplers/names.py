@@ -92,3 +92,44 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "PNDMScheduler": {"set_alpha_to_one": False},
     "TCDScheduler": {"eta": 0.3},
 }
+
+
+SHORT: dict[str, tuple[str, dict[str, Any]]] = {
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "dpm2": ("KDPM2DiscreteScheduler", {}),
+    "dpm2_a": ("KDPM2AncestralDiscreteScheduler", {}),
+    "lms": ("LMSDiscreteScheduler", {}),
+    "plms": ("PNDMScheduler", {"skip_prk_steps": True}),
+    "ddim": ("DDIMScheduler", {"clip_sample": False}),
+    "ddpm": ("DDPMScheduler", {"clip_sample": False}),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", {}),
+    "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "dpmpp_3m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}),
+    "dpmpp_2s": ("DPMSolverSinglestepScheduler", {}),
+    "deis": ("DEISMultistepScheduler", {"algorithm_type": "deis", "solver_type": "logrho"}),
+    "unipc": ("UniPCMultistepScheduler", {"solver_type": "bh2"}),
+    "lcm": ("LCMScheduler", {}),
+    "tcd": ("TCDScheduler", {}),
+}
+"""Short names; each also with ``_karras``, ``_exponential`` or ``_beta`` where the class has these noise levels."""
+
+
+def find(name: str) -> tuple[str, dict[str, Any]]:
+    """Return the class and the keys of a short name, of one of the A1111 list such as "DPM++ 2M Karras", or of a class.
+
+    Raises ArgumentError for any other.
+    """
+    if name in SAMPLERS:
+        return name, {}
+    plain = "_".join(name.lower().replace("dpm++", "dpmpp").replace("euler a", "euler_a").split())
+    stem, _, last = plain.rpartition("_")
+    if last in SIGMAS and stem in SHORT:
+        cls, keys = SHORT[stem]
+        return cls, {**keys, f"use_{last}_sigmas": True}
+    if plain in SHORT:
+        return SHORT[plain]
+    raise ArgumentError(
+        "scheduler", expected=f"a class of diffusers or {' or '.join(SHORT)}", found=repr(name), fix="pass one of these"
+    )

@@ -44,8 +44,11 @@ class Table:
         read = np.flatnonzero(np.any(self.updates[:, :, 1 : HISTORY + 1], axis=(0, 1)))
         return int(read.max()) + 1 if read.size else 0
 
-    def first(self, rows: int) -> Table:
-        """Return the table up to a row."""
+    def until(self, end: float | None, num_train_timesteps: int) -> Table:
+        """Return the rows down to a share of the training timesteps; as in diffusers, 0 and 1 are no limit."""
+        if not end or end == 1:
+            return self
+        rows = int((self.timesteps >= round(num_train_timesteps - end * num_train_timesteps)).sum())
         return Table(
             self.timesteps[:rows], self.scales[:rows], self.updates[:rows], self.draws[:rows], self.init_noise_sigma
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from koala_bundle.spec import ModelSpec
 from koala_export.checkpoint import FolderCheckpoint
 from koala_export.configs import MODELS, native_size, read_spec
 from koala_runtime.prompts import PromptEncoder
-from koala_runtime.schedule import make_schedule
+from koala_runtime.samplers.levels import levels
+from koala_runtime.samplers.names import make_config
 from koala_tiny.checkpoint import save_checkpoint
 from koala_tiny.tokenizer import merges_of_prompts
 
@@ -172,7 +173,8 @@ def assert_equal(found: Read, pipe: Any) -> None:
         assert module.state_dict().keys() == expected.keys()
         assert all(torch.equal(weight, expected[key].float()) for key, weight in module.state_dict().items())
     for steps in (1, 3, 10):
-        schedule = make_schedule(spec.scheduler, min(steps, spec.scheduler.num_train_timesteps))
+        config = make_config("EulerDiscreteScheduler", asdict(spec.scheduler))
+        schedule = levels(config, min(steps, config.num_train_timesteps))
         pipe.scheduler.set_timesteps(min(steps, spec.scheduler.num_train_timesteps))
         np.testing.assert_allclose(schedule.timesteps, pipe.scheduler.timesteps.numpy(), rtol=1e-6)
         sigmas = pipe.scheduler.sigmas.numpy()[: len(schedule.sigmas)]  # of log_linear's, all that are used

@@ -1,10 +1,11 @@
-"""The sampler's tables are those of diffusers' EulerDiscreteScheduler, for every configuration a bundle can have.
+"""Noise levels and timesteps are those of diffusers' EulerDiscreteScheduler, for every configuration a bundle can have.
 
 Golden values of SDXL's noise levels stand beside the comparison, so that both cannot drift together.
 """
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from itertools import product
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 
 from koala_bundle.spec import TIMESTEP_SPACINGS, SchedulerSpec
 from koala_export.configs import BETA_SCHEDULES, INTERPOLATION_TYPES
-from koala_runtime.schedule import make_schedule, train_sigmas
+from koala_runtime.samplers.levels import Levels, levels, train_sigmas
+from koala_runtime.samplers.names import make_config
 
 EXTRA = 61  # trailing spacing's float range then yields one step more than asked for
 STEPS = (*range(1, 61), EXTRA, 100, 333, 979, 999, 1000)
@@ -36,6 +38,10 @@ def sdxl(
     )
 
 
+def make_schedule(spec: SchedulerSpec, steps: int) -> Levels:
+    return levels(make_config("EulerDiscreteScheduler", asdict(spec)), steps)
+
+
 # numpy tells diffusers' scheduler of a coming change; that is diffusers' to follow.
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 @pytest.mark.parametrize(
@@ -57,8 +63,7 @@ def test_tables_are_those_of_diffusers(spacing: str, interpolation: str, offset:
     for steps in STEPS:
         reference.set_timesteps(steps)
         schedule = make_schedule(spec, steps)
-        assert schedule.timesteps.dtype == schedule.sigmas.dtype == np.float32
-        assert schedule.timesteps.tolist() == reference.timesteps.tolist(), steps
+        assert schedule.timesteps.astype(np.float32).tolist() == reference.timesteps.tolist(), steps
         # log_linear gives diffusers one noise level more than its loop ever reads.
         read = reference.sigmas.numpy()[: len(schedule.timesteps) + 1]
         np.testing.assert_allclose(schedule.sigmas, read, rtol=2e-5, err_msg=f"{steps} steps")
@@ -84,7 +89,7 @@ def test_only_trailing_spacing_may_add_a_step() -> None:
 
 @pytest.mark.parametrize("betas", BETA_SCHEDULES)
 def test_training_noise_grows_with_the_timestep(betas: str) -> None:
-    table = train_sigmas(sdxl("leading", beta_schedule=betas))
+    table = train_sigmas(make_config("EulerDiscreteScheduler", asdict(sdxl("leading", beta_schedule=betas))))
     assert table.shape == (1000,)
     assert (np.diff(table) > 0).all()
 
