@@ -71,6 +71,8 @@ def _decode(hint: Any, data: Any, path: str) -> Any:
         if not isinstance(data, Mapping):
             raise CodecError(path, "an object", _describe(data))
         return {str(key): _decode(arguments[1], item, f"{path}.{key}") for key, item in data.items()}
+    if hint is Any:
+        return data
     if dataclasses.is_dataclass(hint):
         return from_json(typing.cast("type[Any]", hint), data, path)
     if hint is float and isinstance(data, int) and not isinstance(data, bool):

@@ -15,7 +15,7 @@ from koala_bundle.spec import ModelSpec, Profile, Sampling
 from koala_bundle.swap import whole
 from koala_bundle.tensors import Component
 
-SCHEMA_VERSION = 6
+SCHEMA_VERSION = 7
 MANIFEST = "manifest.json"
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 

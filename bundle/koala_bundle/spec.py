@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 
 from koala_bundle.errors import ArgumentError
+from koala_bundle.schedulers import SchedulerSpec
 
-TIMESTEP_SPACINGS = ("leading", "trailing", "linspace")
 PRECISIONS = ("fp16", "fp32")
 PASS_NAMES = ("rescale", "chunk", "sequence_major", "hoist")
 """The passes of an export, in the order in which they run; each can be left out (``koala_export.passes``)."""
@@ -45,20 +45,6 @@ class VAESpec:
     scale_factor: int
     scaling_factor: float
     force_upcast: bool
-
-
-@dataclass(frozen=True)
-class SchedulerSpec:
-    """EulerDiscreteScheduler's configuration, in diffusers' words."""
-
-    num_train_timesteps: int
-    beta_start: float
-    beta_end: float
-    beta_schedule: str
-    prediction_type: str
-    interpolation_type: str
-    timestep_spacing: str
-    steps_offset: int
 
 
 @dataclass(frozen=True)

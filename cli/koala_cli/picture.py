@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from koala_runtime.recipe import Recipe
+from koala_runtime.samplers import label
 
 
 def recipe_rows(recipe: Recipe) -> dict[str, str]:
     """Return what a recipe says, by name, in the order in which it is shown."""
+    sampler = label(recipe.scheduler)
     return {
         "prompt": "-" if recipe.prompt is None else recipe.prompt,
         "negative prompt": "-" if recipe.negative_prompt is None else recipe.negative_prompt,
         **_rare(recipe),
         "seed": "none: drawn from latents" if recipe.seed is None else str(recipe.seed),
         "picture": f"{recipe.index + 1} of {recipe.count}",
-        "sampling": f"{recipe.num_inference_steps} steps, guidance {recipe.guidance_scale:g}, {recipe.scheduler}",
+        "sampling": f"{recipe.num_inference_steps} steps, guidance {recipe.guidance_scale:g}, {sampler}",
         "size": f"{recipe.width} x {recipe.height} px",
         "original size": _size(recipe.original_size),
         "crop corner": _size(recipe.crops_coords_top_left),
@@ -28,6 +30,8 @@ def _rare(recipe: Recipe) -> dict[str, str]:
     rows = {
         "for the second text encoder": recipe.prompt_2,
         "negative, for the second": recipe.negative_prompt_2,
+        "timesteps": ", ".join(f"{time:g}" for time in recipe.timesteps) or None,
+        "sigmas": ", ".join(f"{sigma:g}" for sigma in recipe.sigmas) or None,
         "words": "weighted" if recipe.weighted else None,
         "embeddings": "brought by the caller" if recipe.embeddings else None,
     }

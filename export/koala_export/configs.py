@@ -1,8 +1,8 @@
 """A checkpoint's own configuration files to a ModelSpec.
 
-Every SDXL-shaped checkpoint (one U-Net with text and time conditioning, two CLIP text encoders, one VAE,
-EulerDiscrete) gives a specification; every other one gives a CheckpointError that names the file and key.
-model_index.json decides which class reads a folder, as it does in diffusers.
+Every SDXL-shaped checkpoint (one U-Net with text and time conditioning, two CLIP text encoders, one VAE, a scheduler
+of ``koala_bundle.schedulers``) gives a specification; every other one gives a CheckpointError that names the file and
+key. model_index.json decides which class reads a folder, as it does in diffusers.
 """
 
 from __future__ import annotations
@@ -11,14 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from koala_bundle.errors import CheckpointError
-from koala_bundle.spec import (
-    TIMESTEP_SPACINGS,
-    ModelSpec,
-    SchedulerSpec,
-    TextEncoderSpec,
-    UNetSpec,
-    VAESpec,
-)
+from koala_bundle.schedulers import KEYS, SchedulerSpec
+from koala_bundle.spec import ModelSpec, TextEncoderSpec, UNetSpec, VAESpec
 from koala_export.fields import Fields, shown
 
 Config = Mapping[str, Any]
@@ -30,7 +24,7 @@ CONFIG_FILES = {
     **{name: f"{name}/config.json" for name in MODELS},
 }
 CLASSES: Mapping[str, tuple[str, tuple[str, ...]]] = {
-    "scheduler": ("diffusers", ("EulerDiscreteScheduler",)),
+    "scheduler": ("diffusers", tuple(KEYS)),
     "text_encoder": ("transformers", ("CLIPTextModel",)),
     "text_encoder_2": ("transformers", ("CLIPTextModelWithProjection",)),
     "tokenizer": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
@@ -38,21 +32,9 @@ CLASSES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "unet": ("diffusers", ("UNet2DConditionModel",)),
     "vae": ("diffusers", ("AutoencoderKL",)),
 }
-"""Library and classes of each folder; of two, the second is the older name of the first."""
+"""Library and classes of each folder; of two tokenizers, the second is the older name of the first."""
 OPTIONAL = ("image_encoder", "feature_extractor")
 """Parts of diffusers' pipeline that draw nothing from a prompt."""
-PREDICTION_TYPES = ("epsilon", "v_prediction")
-INTERPOLATION_TYPES = ("linear", "log_linear")
-BETA_SCHEDULES = ("linear", "scaled_linear")
-NOISE_SCHEDULE = {"rescale_betas_zero_snr": False, "trained_betas": None}
-"""What the model was trained with, at the values that can be compiled; no other value gives the same pictures."""
-SAMPLER = {
-    "use_karras_sigmas": False,
-    "use_exponential_sigmas": False,
-    "use_beta_sigmas": False,
-    "timestep_type": "discrete",
-    "final_sigmas_type": "zero",
-}
 OTHER_CONDITIONS = (
     "class_embed_type",
     "num_class_embeds",
@@ -61,10 +43,7 @@ OTHER_CONDITIONS = (
     "time_cond_proj_dim",
 )
 """Keys of a U-Net that takes more than text and sizes, null in SDXL."""
-UNREAD = ("sigma_min", "sigma_max")
-"""Keys of EulerDiscreteScheduler that it reads only with other values of ``SAMPLER``."""
 _FIX_SHAPE = "use a checkpoint of the SDXL shape, saved by diffusers"
-_FIX_TRAINED = "draw this checkpoint with diffusers: it was trained so, and another value gives other pictures"
 
 
 def source_file(component: str) -> str:
@@ -78,7 +57,7 @@ def read_spec(configs: Mapping[str, Config]) -> ModelSpec:
     ``configs`` holds the parsed JSON of ``model_index`` and of each component's config file, keyed by folder name.
     Raises CheckpointError naming the file and key where the checkpoint is not of the SDXL shape.
     """
-    read_classes(configs["model_index"])
+    classes = read_classes(configs["model_index"])
     first = _text_encoder(configs["text_encoder"], pooled=False)
     second = _text_encoder(configs["text_encoder_2"], pooled=True)
     if first.sequence_length != second.sequence_length:
@@ -98,7 +77,7 @@ def read_spec(configs: Mapping[str, Config]) -> ModelSpec:
         text_encoder_2=second,
         unet=unet,
         vae=vae,
-        scheduler=read_scheduler(configs["scheduler"]),
+        scheduler=read_scheduler(classes["scheduler"], configs["scheduler"]),
         force_zeros_for_empty_prompt=_fields("model_index", configs["model_index"]).flag(
             "force_zeros_for_empty_prompt", True
         ),
@@ -114,7 +93,7 @@ def read_classes(index: Config) -> dict[str, str]:
         value = fields.raw(name, None)
         if not isinstance(value, list | tuple) or [*value] not in [[library, each] for each in classes]:
             sampler = "save the folder with pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)"
-            wanted = f"{classes[0]}, the one sampler that can be compiled in" if name == "scheduler" else classes[0]
+            wanted = f"a scheduler that is computed: {', '.join(classes)}" if name == "scheduler" else classes[0]
             wrong = value[-1] if isinstance(value, list | tuple) and len(value) == 2 and value[0] == library else value
             raise fields.error(name, wanted, shown(wrong), sampler if name == "scheduler" else _FIX_SHAPE)
         found[name] = str(value[1])
@@ -143,27 +122,20 @@ def native_size(configs: Mapping[str, Config], spec: ModelSpec) -> tuple[int, in
     return sides[0] * spec.vae.scale_factor, sides[1] * spec.vae.scale_factor
 
 
-def read_scheduler(config: Config) -> SchedulerSpec:
-    """Return the sampler's specification; raises CheckpointError unless it is a plain EulerDiscrete."""
-    fields = _fields("scheduler", config)
-    for key, plain in SAMPLER.items():
-        if not (plain is False and fields.raw(key, plain) is None):  # diffusers' annotations allow null here
-            fix = f"save the folder with EulerDiscreteScheduler.from_config(pipe.scheduler.config, {key}={plain!r})"
-            why = "the plain sampler, which is what can be compiled in; its pictures differ"
-            fields.require(key, plain, plain, why, fix)
-    for key, trained in NOISE_SCHEDULE.items():
-        fields.require(key, trained, trained, fix=_FIX_TRAINED)
-    # Defaults are those of diffusers' EulerDiscreteScheduler.__init__, which save_config may leave out.
-    return SchedulerSpec(
-        num_train_timesteps=fields.integer("num_train_timesteps", 1000),
-        beta_start=fields.number("beta_start", 0.0001, (0, 1)),
-        beta_end=fields.number("beta_end", 0.02, (0, 1)),
-        beta_schedule=fields.one_of("beta_schedule", BETA_SCHEDULES, "linear", _FIX_TRAINED),
-        prediction_type=fields.one_of("prediction_type", PREDICTION_TYPES, "epsilon", _FIX_TRAINED),
-        interpolation_type=fields.one_of("interpolation_type", INTERPOLATION_TYPES, "linear"),
-        timestep_spacing=fields.one_of("timestep_spacing", TIMESTEP_SPACINGS, "linspace"),
-        steps_offset=fields.integer("steps_offset", 0, least=0),
-    )
+def read_scheduler(class_name: str, config: Config) -> SchedulerSpec:
+    """Return the scheduler of a checkpoint with the keys that any class reads.
+
+    Raises CheckpointError naming the key that cannot be computed.
+    """
+    known = {key for keys in KEYS.values() for key, each in keys.items() if each.allowed is not None}
+    return check_scheduler(SchedulerSpec(class_name, {key: config[key] for key in sorted(known & config.keys())}))
+
+
+def check_scheduler(spec: SchedulerSpec) -> SchedulerSpec:
+    """Return ``spec``. Raises CheckpointError naming the key that cannot be computed."""
+    if misfit := spec.misfit():
+        raise Fields(CONFIG_FILES["scheduler"], {}).error(misfit.key, misfit.expected, misfit.found, misfit.fix)
+    return spec
 
 
 def _text_encoder(config: Config, *, pooled: bool) -> TextEncoderSpec:

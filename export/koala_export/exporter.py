@@ -31,9 +31,9 @@ from koala_bundle.manifest import (
     read_manifest,
 )
 from koala_bundle.progress import Report, no_report
+from koala_bundle.schedulers import TIMESTEP_SPACINGS
 from koala_bundle.spec import (
     PASS_NAMES,
-    TIMESTEP_SPACINGS,
     ModelSpec,
     Profile,
     Sampling,
@@ -43,7 +43,7 @@ from koala_bundle.spec import (
 from koala_bundle.swap import Staging, prepare_output, real_path
 from koala_bundle.tensors import Component, components
 from koala_export.checkpoint import Checkpoint
-from koala_export.configs import native_size, read_spec
+from koala_export.configs import check_scheduler, native_size, read_spec
 from koala_export.source import open_source
 
 # diffusers' own defaults of StableDiffusionXLPipeline.__call__, for a checkpoint that recommends nothing.
@@ -87,7 +87,7 @@ def options_of(manifest: Manifest) -> ExportOptions:
         cfg=profile.cfg,
         num_inference_steps=sampling.num_inference_steps,
         guidance_scale=sampling.guidance_scale,
-        timestep_spacing=manifest.spec.scheduler.timestep_spacing,
+        timestep_spacing=manifest.spec.scheduler.config.get("timestep_spacing"),
         gate=manifest.gate == "passed",
         without=tuple(name for name in PASS_NAMES if name not in manifest.passes),
         prompt_chunks=profile.prompt_chunks,
@@ -133,19 +133,21 @@ def _resolve(checkpoint: Checkpoint, options: ExportOptions) -> tuple[ModelSpec,
     """Resolve the options: what is given, else what the model card says, else the checkpoint's own files."""
     spec = read_spec(checkpoint.configs)
     preset = checkpoint.preset
-    spacing = options.timestep_spacing or (preset.timestep_spacing if preset else spec.scheduler.timestep_spacing)
-    if spacing not in TIMESTEP_SPACINGS:
+    spacing = options.timestep_spacing or (preset.timestep_spacing if preset else None)
+    if spacing not in (None, *TIMESTEP_SPACINGS):
         raise ArgumentError(
             "timestep_spacing",
             expected=" or ".join(TIMESTEP_SPACINGS),
             found=repr(spacing),
             fix="pass trailing for KOALA-Lightning, leading for KOALA",
         )
-    spec = replace(spec, scheduler=replace(spec.scheduler, timestep_spacing=spacing))
+    if spacing is not None:
+        config = {**spec.scheduler.config, "timestep_spacing": spacing}
+        spec = replace(spec, scheduler=check_scheduler(replace(spec.scheduler, config=config)))
     default = Sampling(preset.num_inference_steps, preset.guidance_scale) if preset else DIFFUSERS_DEFAULTS
     guidance = default.guidance_scale if options.guidance_scale is None else options.guidance_scale
     steps = default.num_inference_steps if options.num_inference_steps is None else options.num_inference_steps
-    check_sampling(steps, spec.scheduler.num_train_timesteps, guidance)
+    check_sampling(steps, spec.scheduler["num_train_timesteps"], guidance)
     cfg = guidance > 1 if options.cfg is None else options.cfg
     if not cfg and options.guidance_scale is not None and guidance > 1:
         raise ArgumentError(

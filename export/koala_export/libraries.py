@@ -15,16 +15,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from koala_bundle.errors import CheckpointError
-from koala_export.configs import CONFIG_FILES, MODELS, NOISE_SCHEDULE, SAMPLER, UNREAD, Config, read_scheduler
+from koala_bundle.schedulers import KEYS
+from koala_export.configs import CONFIG_FILES, MODELS, Config, read_classes, read_scheduler
 from koala_export.fields import SAVE_AGAIN, Fields, misfit, shown
 from koala_export.weights import OF_DIFFUSERS
 
 T = TypeVar("T")
-READ = (
-    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type", "interpolation_type"),
-    *("timestep_spacing", "steps_offset"),
-)
-"""Keys of EulerDiscreteScheduler that are in the specification."""
 MOST_LAYERS = 1000
 """Of one kind in a model; libraries build whatever number a configuration has, until there is no memory left."""
 _LAYERS = (
@@ -93,18 +89,22 @@ def _model(root: Path, name: str, raw: dict[str, Config]) -> Config:
 
 
 def _scheduler(raw: dict[str, Config]) -> Config:
-    from diffusers import EulerDiscreteScheduler
+    """Return the keys that the class of model_index.json is given, and those that diffusers keeps for other classes."""
+    import diffusers
 
-    config = _of_diffusers(EulerDiscreteScheduler, "scheduler", raw)
-    defaults = inspect.signature(EulerDiscreteScheduler.__init__).parameters
+    name = read_classes(raw["model_index"])["scheduler"]
+    cls = getattr(diffusers, name)
+    config, _, hidden = _ask("scheduler", raw["scheduler"], lambda: cls.extract_init_dict(dict(raw["scheduler"])), {})
+    defaults = inspect.signature(cls.__init__).parameters
     fields = Fields(CONFIG_FILES["scheduler"], config)
-    for key in config.keys() - {*READ, *SAMPLER, *NOISE_SCHEDULE, *UNREAD}:  # an argument of a newer diffusers
+    for key in config.keys() - KEYS[name].keys():  # an argument of a newer diffusers
         fields.require(key, defaults[key].default, why="diffusers' default", fix="draw this checkpoint with diffusers")
-    read_scheduler(config)
-    scheduler = _ask("scheduler", config, lambda: EulerDiscreteScheduler(**config), _hints(EulerDiscreteScheduler))
-    if not scheduler.sigmas.isfinite().all():
+    read_scheduler(name, config)
+    scheduler = _ask("scheduler", config, lambda: cls(**config), _hints(cls))
+    tables = (getattr(scheduler, name, None) for name in ("alphas_cumprod", "sigmas"))
+    if not all(table.isfinite().all() for table in tables if table is not None):
         raise fields.error("beta_start, beta_end", "betas from 0 to 1, whose noise levels are finite", "others")
-    return config
+    return {**hidden, **config}
 
 
 def _of_diffusers(cls: Any, name: str, raw: dict[str, Config]) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 - ``pipeline``: the call itself, spelled as in diffusers; ``steps``: the same as a loop of the caller's
 - ``arguments``: what a call takes; ``request``: a call, checked: ``conditioning`` of it, ``seeds`` of its noise
 - ``inputs``: the numbers it puts into a program; ``output``: what it returns
-- ``prompts``, ``weighting``, ``noise``, ``schedule``: what the host computes for a picture; ``arrays``: the caller's
+- ``prompts``, ``weighting``, ``noise``, ``samplers``: what the host computes for a picture; ``arrays``: the caller's
 - ``program``: a picture as calls in order, and where its tensors lie; ``executor``: runs it on a device
 - ``devices``: the processor, an NVIDIA GPU and a simulated one; ``opening``: makes an executor of one
 - ``process``: refuses forked children and copies; ``finite``: finds the step after which latents are no numbers
@@ -35,6 +35,25 @@ if TYPE_CHECKING:
     from koala_runtime.output import DeviceImages, PipelineOutput
     from koala_runtime.pipeline import Pipeline
     from koala_runtime.recipe import Recipe, read_recipe, to_png
+    from koala_runtime.samplers.classes import (
+        DDIMScheduler,
+        DDPMScheduler,
+        DEISMultistepScheduler,
+        DPMSolverMultistepScheduler,
+        DPMSolverSinglestepScheduler,
+        EDMEulerScheduler,
+        EulerAncestralDiscreteScheduler,
+        EulerDiscreteScheduler,
+        HeunDiscreteScheduler,
+        KDPM2AncestralDiscreteScheduler,
+        KDPM2DiscreteScheduler,
+        LCMScheduler,
+        LMSDiscreteScheduler,
+        PNDMScheduler,
+        Scheduler,
+        TCDScheduler,
+        UniPCMultistepScheduler,
+    )
     from koala_runtime.steps import Step, Steps
 
 __all__ = [
@@ -43,17 +62,34 @@ __all__ = [
     "BuildError",
     "BundleError",
     "CheckpointError",
+    "DDIMScheduler",
+    "DDPMScheduler",
+    "DEISMultistepScheduler",
+    "DPMSolverMultistepScheduler",
+    "DPMSolverSinglestepScheduler",
     "DeviceError",
     "DeviceImages",
+    "EDMEulerScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "EulerDiscreteScheduler",
     "GateError",
+    "HeunDiscreteScheduler",
     "InputError",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
     "KoalaError",
+    "LCMScheduler",
+    "LMSDiscreteScheduler",
+    "PNDMScheduler",
     "Pipeline",
     "PipelineOutput",
     "Recipe",
+    "Scheduler",
     "Step",
     "Steps",
+    "TCDScheduler",
     "TargetError",
+    "UniPCMultistepScheduler",
     "__version__",
     "read_recipe",
     "to_png",
@@ -74,8 +110,9 @@ _MODULES = {
 
 def __getattr__(name: str) -> Any:
     # Imported on first use, so that an error can be caught without loading ONNX Runtime.
-    if name in _MODULES:
+    if name in __all__:
         from importlib import import_module
 
-        return getattr(import_module(f"koala_runtime.{_MODULES[name]}"), name)
+        module = "samplers.classes" if name.endswith("Scheduler") else _MODULES[name]
+        return getattr(import_module(f"koala_runtime.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

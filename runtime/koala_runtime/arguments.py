@@ -43,10 +43,14 @@ class Arguments(TypedDict, total=False):
     """In pixels; the bundle's own."""
     num_inference_steps: int | None
     """Denoising steps. Default: the bundle's own."""
-    scheduler: str | None
-    """A class of diffusers or a short name such as ``dpmpp_2m_karras``. Default: the checkpoint's own, Euler."""
+    timesteps: Any
+    """The steps' own timesteps, from much noise to little, with schedulers that take them in diffusers."""
+    sigmas: Any
+    """The steps' own noise levels with EulerDiscreteScheduler, and where the last of them ends."""
+    scheduler: Any
+    """For this call: a scheduler, or a name such as ``dpmpp_2m_karras``. Default: ``Pipeline.scheduler``."""
     eta: float | None
-    """Share of the noise that DDIM and TCD add, 0 to 1. Default: the class's own."""
+    """Share of the noise that DDIM and TCD add, 0 to 1. Default: 0, as in diffusers' pipelines."""
     denoising_end: float | None
     """Stop when this share of the noise levels is done, from 0 to 1; take the rest up with ``output_type="latent"``."""
     guidance_scale: float | None
@@ -94,8 +98,6 @@ class Arguments(TypedDict, total=False):
 
 
 REFUSED: Mapping[str, tuple[str, str]] = {
-    "timesteps": ("the sampler's own", "choose num_inference_steps, and the spacing with `koala export`"),
-    "sigmas": ("the sampler's own", "choose num_inference_steps, and the spacing with `koala export`"),
     "ip_adapter_image": ("no picture prompts: engines hold the U-Net as exported", "use diffusers for IP adapters"),
     "ip_adapter_image_embeds": ("no picture prompts: engines hold the U-Net as exported", "use diffusers for these"),
     "cross_attention_kwargs": ("none: weights are fixed in the engines", "fuse a LoRA at its scale before the export"),

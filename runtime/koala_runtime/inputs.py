@@ -24,7 +24,7 @@ def prepare(manifest: Manifest, request: Request, chunk: slice) -> dict[str, Arr
     zero. Rows of the text encoders are [negatives, prompts] with guidance, [prompts] without. What changes with the
     step is [steps, 1]; ``koala_bundle.tensors.components`` describes every tensor.
     """
-    profile, schedule = manifest.profile, request.schedule
+    profile, schedule = manifest.profile, request.table
     rows, sides = _rows(manifest, request, chunk), _sides(manifest, request)
     ids, ids_2 = (np.concatenate([side.tokens[which].ids[rows] for side in sides]) for which in (0, 1))
     steps, latents = len(schedule.timesteps), request.noise.latents

@@ -26,7 +26,7 @@ from koala_runtime.prompts import PromptEncoder
 from koala_runtime.recipe import SCHEMA_VERSION, Recipe
 from koala_runtime.request import Request, make_request
 from koala_runtime.run import Run
-from koala_runtime.samplers import Table
+from koala_runtime.samplers import Scheduler, Table, choose, make_scheduler
 from koala_runtime.selection import EngineSet, open_engines
 from koala_runtime.steps import Step, Steps, call_back, stepwise
 
@@ -61,6 +61,7 @@ class Pipeline:
         self._owner = Owner(self)
         engines = open_engines(Path(bundle), target, device, verify=verify)
         self.manifest, self.target, self.digest = engines.manifest, engines.target, engines.digest
+        self._scheduler = make_scheduler(engines.manifest.spec.scheduler)
         self.budget = budget(engines.manifest, engines.record)
         self._encoder = PromptEncoder(
             (engines.path / TOKENIZERS[0], engines.path / TOKENIZERS[1]), self.manifest.profile.prompt_chunks
@@ -70,6 +71,20 @@ class Pipeline:
         self._turn = threading.Lock()
         self._drawing_thread: int | None = None
         self._closed = self._cancelled = False
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """What calls sample with; at first the checkpoint's own. Set another as in diffusers, or a short name:
+
+            pipe.scheduler = UniPCMultistepScheduler.from_config(pipe.scheduler.config)
+
+        Takes those of diffusers, too. Setting it raises ArgumentError for what cannot be computed.
+        """
+        return self._scheduler
+
+    @scheduler.setter
+    def scheduler(self, scheduler: Any) -> None:
+        self._scheduler = choose(scheduler, self._scheduler)
 
     def __enter__(self) -> Self:
         return self
@@ -107,7 +122,7 @@ class Pipeline:
 
         Raises ArgumentError for whatever cannot be drawn, and DeviceError if the GPU fails.
         """
-        request = make_request(self.manifest, self.target, self._encoder, prompt, arguments)
+        request = make_request(self.manifest, self.target, self._encoder, self._scheduler, prompt, arguments)
         steps = Steps(self._draw(request, one_by_one=request.callback is not None))
         if request.callback is not None:
             output = call_back(self, request.callback, steps)
@@ -128,7 +143,7 @@ class Pipeline:
         for name in ("callback_on_step_end", "timings"):
             if arguments.get(name):
                 raise ArgumentError(name, expected="none in a loop over steps", found="one", fix="leave it out")
-        request = make_request(self.manifest, self.target, self._encoder, prompt, arguments)
+        request = make_request(self.manifest, self.target, self._encoder, self._scheduler, prompt, arguments)
         return Steps(self._draw(request, one_by_one=True))
 
     def set_progress_bar_config(self, **_: Any) -> None:
@@ -136,7 +151,7 @@ class Pipeline:
 
     def _draw(self, request: Request, *, one_by_one: bool) -> Generator[Step, None, PipelineOutput]:
         """Draw batch after batch; yields after every step if they are taken ``one_by_one``."""
-        batch, timesteps = self.manifest.profile.batch, request.schedule.timesteps
+        batch, timesteps = self.manifest.profile.batch, request.table.timesteps
         pictures: list[Any] = []  # of each batch, as they are handed over
         times: dict[str, list[float]] = {}
         with self._exclusive():
@@ -148,7 +163,7 @@ class Pipeline:
                     break
                 chunk = slice(start, start + batch)
                 inputs = self._inputs(request, chunk)
-                with self._run(request.schedule, text_encoders=not request.embedded) as run:
+                with self._run(request.table, text_encoders=not request.embedded) as run:
                     run.fill(inputs)
                     if one_by_one or request.output_type == "latent":
                         loop = stepwise(run, timesteps, decode=request.output_type != "latent")
@@ -180,7 +195,7 @@ class Pipeline:
         inputs = prepare(self.manifest, request, chunk)
         if not request.embedded:
             return inputs
-        with self._run(request.schedule, text_encoders=True) as run:
+        with self._run(request.table, text_encoders=True) as run:
             run.fill(inputs)
             run.encode()
             tensors = {name: place for call in run.program.encode for name, place in call.tensors.items()}
@@ -209,12 +224,14 @@ class Pipeline:
             seed_alone=request.noise.alone,
             index=index,
             count=request.count,
-            num_inference_steps=request.num_inference_steps,
+            num_inference_steps=request.schedule.count,
+            timesteps=request.schedule.timesteps,
+            sigmas=request.schedule.sigmas,
             denoising_end=request.denoising_end,
             guidance_scale=request.guidance_scale,
             guidance_rescale=request.guidance_rescale,
-            scheduler=request.scheduler,
-            eta=request.eta,
+            scheduler=request.scheduler.own,
+            eta=request.schedule.eta,
             height=profile.height,
             width=profile.width,
             original_size=sizes[:2],

@@ -15,6 +15,8 @@ from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from koala_bundle.codec import CodecError, from_json, to_json
 from koala_bundle.errors import ArgumentError
+from koala_bundle.schedulers import KEYS, SchedulerSpec
+from koala_runtime.samplers.names import label
 
 SCHEMA_VERSION = 3
 KEY, A1111_KEY = "koala", "parameters"
@@ -46,11 +48,13 @@ class Recipe:
     index: int
     count: int
     num_inference_steps: int
+    timesteps: tuple[float, ...]
+    sigmas: tuple[float, ...]
     denoising_end: float | None
     guidance_scale: float
     guidance_rescale: float
-    scheduler: str
-    eta: float | None
+    scheduler: SchedulerSpec
+    eta: float
     height: int
     width: int
     original_size: tuple[float, ...]
@@ -65,7 +69,7 @@ class Recipe:
         """The recipe as the A1111 web UI writes it: prompt, negative prompt, and one line of settings."""
         settings = {
             "Steps": self.num_inference_steps,
-            "Sampler": self.scheduler,
+            "Sampler": label(self.scheduler),
             "CFG scale": f"{self.guidance_scale:g}",
             "Seed": self.seed,
             "Size": f"{self.width}x{self.height}",
@@ -107,6 +111,8 @@ def read_recipe(path: Path) -> Recipe:
         if version != SCHEMA_VERSION:
             raise CodecError("schema_version", str(SCHEMA_VERSION), str(version))
         recipe = from_json(Recipe, data)
+        if recipe.scheduler.class_name not in KEYS:
+            raise CodecError("scheduler.class_name", "a known class", recipe.scheduler.class_name)
         if not 0 <= recipe.index < recipe.count:
             raise CodecError("index", f"0 to {recipe.count - 1}", str(recipe.index))
     except (ValueError, RecursionError) as error:

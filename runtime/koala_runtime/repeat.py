@@ -12,7 +12,7 @@ from koala_bundle.errors import ArgumentError
 from koala_bundle.manifest import Manifest
 from koala_runtime.output import PipelineOutput
 from koala_runtime.recipe import Recipe
-from koala_runtime.samplers import table_of
+from koala_runtime.samplers import Schedule, make_scheduler
 from koala_runtime.seeds import draw_noise
 
 
@@ -50,8 +50,9 @@ def repeat_call(recipe: Recipe, manifest: Manifest) -> dict[str, Any]:
     assert recipe.seed is not None
     batch = manifest.profile.batch
     shape = manifest.component("vae_decoder").inputs[0].shape[1:]
-    table = table_of(manifest.spec.scheduler, recipe.scheduler, recipe.num_inference_steps, recipe.eta)
-    later = int(table.until(recipe.denoising_end, manifest.spec.scheduler.num_train_timesteps).draws.sum())
+    scheduler = make_scheduler(recipe.scheduler)
+    table = scheduler.table(Schedule(recipe.num_inference_steps, recipe.eta, recipe.timesteps, recipe.sigmas))
+    later = int(table.until(recipe.denoising_end, recipe.scheduler["num_train_timesteps"]).draws.sum())
     first = recipe.index - recipe.index % batch
     drawn = draw_noise({"seed": recipe.seed}, (1 if recipe.seed_alone else recipe.count, *shape), later)
     noise = np.concatenate([drawn.latents[None], drawn.later])
@@ -69,7 +70,9 @@ def repeat_call(recipe: Recipe, manifest: Manifest) -> dict[str, Any]:
         "denoising_end": recipe.denoising_end,
         "guidance_scale": recipe.guidance_scale,
         "guidance_rescale": recipe.guidance_rescale,
-        "scheduler": recipe.scheduler,
+        "timesteps": recipe.timesteps or None,
+        "sigmas": recipe.sigmas or None,
+        "scheduler": scheduler,
         "eta": recipe.eta,
         "latents": noise,
         "original_size": recipe.original_size,

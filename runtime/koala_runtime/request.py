@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
+import numpy as np
+
 from koala_bundle.errors import ArgumentError
 from koala_bundle.manifest import Manifest
+from koala_bundle.schedulers import SchedulerSpec
 from koala_bundle.spec import check_sampling
 from koala_bundle.targets import Target
 from koala_runtime.arguments import Arguments, Callback, check_names
 from koala_runtime.conditioning import Condition, Encoder, read_conditions
-from koala_runtime.samplers import DEFAULT, Table, table_of
+from koala_runtime.samplers import Schedule, Scheduler, Table, choose
 from koala_runtime.seeds import Noise, draw_noise
 
 OUTPUT_TYPES = ("pil", "np", "latent", "device")
@@ -39,10 +42,9 @@ class Request:
     negative: Condition
     weighted: bool
     noise: Noise
-    schedule: Table
-    scheduler: str
-    eta: float | None
-    num_inference_steps: int
+    scheduler: SchedulerSpec
+    schedule: Schedule
+    table: Table
     denoising_end: float | None
     guidance_scale: float
     guidance_rescale: float
@@ -63,27 +65,32 @@ class Request:
         return any(side.embeddings is not None or side.weighed for side in (self.prompt, self.negative))
 
 
-def make_request(manifest: Manifest, target: Target, encoder: Encoder, prompt: object, arguments: Arguments) -> Request:
-    """Return the request of a call, the bundle's defaults filled in. Raises ArgumentError for what cannot be drawn."""
+def make_request(
+    manifest: Manifest, target: Target, encoder: Encoder, scheduler: Scheduler, prompt: object, arguments: Arguments
+) -> Request:
+    """Return the request of a call, the defaults of the bundle and the pipeline's ``scheduler`` filled in.
+
+    Raises ArgumentError for what cannot be drawn.
+    """
     check_names(arguments)
     positive, negative = read_conditions(manifest, encoder, prompt, arguments)
     count = len(positive.texts)
     _check_clip_skip(manifest, arguments.get("clip_skip"))
-    steps, guidance = _sampling(manifest, arguments.get("num_inference_steps"), arguments.get("guidance_scale"))
+    schedule, guidance = read_schedule(manifest, arguments), _guidance(manifest, arguments.get("guidance_scale"))
     end = _share("denoising_end", arguments.get("denoising_end"))
     if arguments.get("negative_prompt") is not None and guidance <= 1:
         _log.warning("negative_prompt has no effect while guidance_scale is %g; it takes more than 1", guidance)
-    table = _until(_table(manifest, arguments, steps), manifest, end)
+    scheduler = choose(arguments.get("scheduler"), scheduler)
+    table = _until(scheduler, schedule, end)
     shape = (count, *manifest.component("vae_decoder").inputs[0].shape[1:])
     return Request(
         positive,
         negative,
         bool(arguments.get("weighted")),
         draw_noise(arguments, shape, later=int(table.draws.sum())),
+        scheduler.spec,
+        schedule,
         table,
-        arguments.get("scheduler") or DEFAULT,
-        _share("eta", arguments.get("eta")),
-        steps,
         end,
         guidance,
         _rescale(manifest, arguments.get("guidance_rescale")),
@@ -95,17 +102,36 @@ def make_request(manifest: Manifest, target: Target, encoder: Encoder, prompt: o
     )
 
 
-def _table(manifest: Manifest, arguments: Arguments, steps: int) -> Table:
-    scheduler, eta = arguments.get("scheduler"), arguments.get("eta")
-    if scheduler is not None and not isinstance(scheduler, str):
-        raise ArgumentError("scheduler", expected="a name", found=repr(scheduler), fix="pass one such as dpmpp_2m")
-    return table_of(manifest.spec.scheduler, scheduler, steps, _share("eta", eta))
+def read_schedule(manifest: Manifest, arguments: Arguments) -> Schedule:
+    """Return how many steps a call takes, or at which timesteps or noise levels. Raises ArgumentError."""
+    own = {name: _numbers(name, arguments.get(name)) for name in ("timesteps", "sigmas")}
+    if all(own.values()):
+        raise ArgumentError("sigmas", expected="none with timesteps", found="both", fix="leave one of them out")
+    count = arguments.get("num_inference_steps")
+    if any(own.values()):
+        count = len(own["timesteps"]) or len(own["sigmas"]) - 1
+    elif count is None:
+        count = manifest.sampling.num_inference_steps
+    check_sampling(count, manifest.spec.scheduler["num_train_timesteps"], 1)
+    return Schedule(int(count), _share("eta", arguments.get("eta")) or 0.0, own["timesteps"], own["sigmas"])
 
 
-def _sampling(manifest: Manifest, steps: int | None, guidance: float | None) -> tuple[int, float]:
-    steps = manifest.sampling.num_inference_steps if steps is None else steps
+def _numbers(argument: str, values: Any) -> tuple[float, ...]:
+    if values is None:
+        return ()
+    try:
+        found = np.asarray(values, float)
+    except (TypeError, ValueError):
+        found = np.array(np.nan)
+    if found.ndim != 1 or len(found) < (2 if argument == "sigmas" else 1) or not np.isfinite(found).all():
+        expected = "two or more numbers, where the last is the end" if argument == "sigmas" else "one or more numbers"
+        raise ArgumentError(argument, expected=expected, found=repr(values)[:60], fix="pass a list, or leave it out")
+    return tuple(found.tolist())
+
+
+def _guidance(manifest: Manifest, guidance: float | None) -> float:
     guidance = manifest.sampling.guidance_scale if guidance is None else guidance
-    check_sampling(steps, manifest.spec.scheduler.num_train_timesteps, guidance)
+    check_sampling(1, 1, guidance)
     if guidance > 1 and not manifest.profile.cfg:
         raise ArgumentError(
             "guidance_scale",
@@ -113,7 +139,7 @@ def _sampling(manifest: Manifest, steps: int | None, guidance: float | None) -> 
             found=f"{guidance:g}",
             fix="pass 1, or export the bundle again with guidance compiled in",
         )
-    return int(steps), float(guidance)
+    return float(guidance)
 
 
 def _check_clip_skip(manifest: Manifest, clip_skip: int | None) -> None:
@@ -147,8 +173,8 @@ def _rescale(manifest: Manifest, value: float | None) -> float:
     return rescale
 
 
-def _until(table: Table, manifest: Manifest, end: float | None) -> Table:
-    shorter = table.until(end, manifest.spec.scheduler.num_train_timesteps)
+def _until(scheduler: Scheduler, schedule: Schedule, end: float | None) -> Table:
+    shorter = scheduler.table(schedule).until(end, scheduler.spec["num_train_timesteps"])
     if not len(shorter.timesteps):
         raise ArgumentError(
             "denoising_end",

@@ -19,7 +19,8 @@ from koala_runtime.noise import Stream, randn
 from koala_runtime.program import make_program
 from koala_runtime.prompts import Tokens
 from koala_runtime.request import Request, make_request
-from koala_runtime.samplers import table_of
+from koala_runtime.samplers import Schedule, make_scheduler
+from koala_runtime.samplers.classes import EulerDiscreteScheduler
 from tests.support.manifests import MANIFESTS, manifest_of
 
 LENGTH = 77
@@ -53,7 +54,7 @@ def manifest_for(batch: int = 1, cfg: bool = True, zeroed: bool = True) -> Manif
 def request_for(manifest: Manifest, prompt: Any, negative: Any = None, **arguments: Any) -> Request:
     arguments = {"seed": 5, "num_inference_steps": STEPS, "guidance_scale": 1.0} | arguments
     given = cast("Arguments", {"negative_prompt": negative, **arguments})
-    return make_request(manifest, CPU, Spelling(), prompt, given)
+    return make_request(manifest, CPU, Spelling(), make_scheduler(manifest.spec.scheduler), prompt, given)
 
 
 def texts(inputs: dict[str, Any], name: str = "input_ids", start: int = 1) -> list[str]:
@@ -114,7 +115,7 @@ def test_a_short_batch_is_filled_with_its_last_prompt_and_no_noise() -> None:
     whole, short = (prepare(manifest, request, chunk) for chunk in (slice(0, 3), slice(3, 6)))
     assert texts(whole) == ["1", "2", "3", "ant", "bee", "cow"]
     assert texts(short) == ["4", "4", "4", "dog", "dog", "dog"]
-    sigma = request.schedule.init_noise_sigma
+    sigma = request.table.init_noise_sigma
     noise = randn((4, 4, 8, 12), 5) * np.float32(sigma)
     assert sigma > 1
     assert np.array_equal(whole["latents"], noise[:3])
@@ -164,10 +165,9 @@ def test_guidance_is_at_least_1(guidance: float, passed: float) -> None:
 @pytest.mark.parametrize("steps", [1, 4, 25])
 def test_tables_are_those_of_the_schedule(spacing: str, steps: int) -> None:
     manifest = manifest_for()
-    spec = replace(manifest.spec, scheduler=replace(manifest.spec.scheduler, timestep_spacing=spacing))
-    manifest = replace(manifest, spec=spec)
-    inputs = prepare(manifest, request_for(manifest, "cat", num_inference_steps=steps), slice(0, 1))
-    table = table_of(spec.scheduler, None, steps)
+    chosen = EulerDiscreteScheduler.from_config(manifest.spec.scheduler.config, timestep_spacing=spacing)
+    inputs = prepare(manifest, request_for(manifest, "cat", num_inference_steps=steps, scheduler=chosen), slice(0, 1))
+    table = chosen.table(Schedule(steps))
     assert np.array_equal(inputs["timestep"][:, 0], table.timesteps)
     assert np.array_equal(inputs["coefficients"], table.coefficients)
     assert not inputs["history"].any(), "nothing is known before the first step"
@@ -187,7 +187,7 @@ def test_given_latents_are_scaled_and_left_alone() -> None:
     before = latents.copy()
     request = request_for(manifest, "cat", latents=latents)
     first, second = (prepare(manifest, request, slice(0, 1)) for _ in range(2))
-    assert np.array_equal(first["latents"], before * np.float32(request.schedule.init_noise_sigma))
+    assert np.array_equal(first["latents"], before * np.float32(request.table.init_noise_sigma))
     first["latents"][...] = 0
     assert np.array_equal(latents, before)
     for name, values in second.items():

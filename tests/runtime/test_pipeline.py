@@ -24,7 +24,7 @@ from koala_bundle.errors import KoalaError
 from koala_engines.cpu import prepare
 from koala_runtime import Pipeline, read_recipe
 from koala_runtime.pipeline import _KEPT_RUNS
-from koala_runtime.samplers import table_of
+from koala_runtime.samplers import Schedule
 
 SHAPE = "koala-700m-like"
 CAT = "a photo of a cat"
@@ -119,7 +119,7 @@ def test_the_callback_sees_every_step(pipeline: Pipeline, steps: int) -> None:
         return {}
 
     watched = draw(pipeline, num_inference_steps=steps, callback_on_step_end=watch)
-    assert seen == list(enumerate(table_of(pipeline.manifest.spec.scheduler, None, steps).timesteps))
+    assert seen == list(enumerate(pipeline.scheduler.table(Schedule(steps)).timesteps))
     assert all(latents.shape == (1, 4, 8, 12) and latents.dtype == np.float32 for latents in kept)
     assert len({latents.tobytes() for latents in kept}) == steps, "each call has latents of its own"
     assert np.array_equal(watched, draw(pipeline, num_inference_steps=steps)), "looking changes nothing"

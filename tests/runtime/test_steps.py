@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from koala_bundle.errors import ArgumentError
 from koala_runtime import Pipeline, Step, Steps
-from koala_runtime.samplers import table_of
+from koala_runtime.samplers import Schedule
 
 SHAPE = "koala-700m-like"
 CAT, DOG = "a photo of a cat", "a photo of a dog"
@@ -57,7 +57,7 @@ def test_a_loop_draws_what_a_call_draws(
     with Pipeline(bundle(SHAPE), target, low_memory=low_memory) as other:
         steps = start(other, num_inference_steps=count)
         seen = [(step.index, step.count, step.timestep) for step in steps]
-        timesteps = table_of(pipe.manifest.spec.scheduler, None, count).timesteps
+        timesteps = pipe.scheduler.table(Schedule(count)).timesteps
         assert seen == [(index, count, float(timestep)) for index, timestep in enumerate(timesteps)]
         called = pipe(CAT, **settings(num_inference_steps=count))
         assert np.array_equal(steps.output.images, called.images)

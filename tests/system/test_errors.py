@@ -71,11 +71,11 @@ CASES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
     "missing tokenizer": (lambda t: (t / "checkpoint/tokenizer_2/merges.txt").unlink(), EXPORT),
     "damaged tokenizer": (lambda t: cut(t / "checkpoint/tokenizer/vocab.json"), EXPORT),
     "unsupported scheduler": (
-        lambda t: edit_json(t / "checkpoint/model_index.json", scheduler=["diffusers", "DPMSolverMultistepScheduler"]),
+        lambda t: edit_json(t / "checkpoint/model_index.json", scheduler=["diffusers", "SASolverScheduler"]),
         EXPORT,
     ),
-    "karras sigmas": (
-        lambda t: edit_json(t / "checkpoint/scheduler/scheduler_config.json", use_karras_sigmas=True),
+    "a scheduler's key": (
+        lambda t: edit_json(t / "checkpoint/scheduler/scheduler_config.json", timestep_type="continuous"),
         EXPORT,
     ),
     "not SDXL": (

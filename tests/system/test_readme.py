@@ -104,7 +104,7 @@ def test_what_the_model_card_recommends_reached_the_bundle(workspace: tuple[Path
 
     manifest = read_manifest(workspace[0] / "bundle")
     assert (manifest.sampling.num_inference_steps, manifest.sampling.guidance_scale) == (10, 3.5)
-    assert manifest.spec.scheduler.timestep_spacing == "trailing"
+    assert manifest.spec.scheduler["timestep_spacing"] == "trailing"
 
 
 def test_every_preset_and_subcommand_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -59,8 +59,9 @@ def open_diffusers(folder: Path, manifest: Manifest, dtype: Any, words: Sequence
         for word in words:
             tokenizer, encoder = getattr(pipe, TOKENIZER_OF[word.encoder]), getattr(pipe, word.encoder)
             pipe.load_textual_inversion(word.vectors, token=word.text, tokenizer=tokenizer, text_encoder=encoder)
-        spacing = manifest.spec.scheduler.timestep_spacing
-        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, timestep_spacing=spacing)
+        own = pipe.scheduler.config
+        spacing = manifest.spec.scheduler.config.get("timestep_spacing", own.get("timestep_spacing"))
+        pipe.scheduler = type(pipe.scheduler).from_config(own, timestep_spacing=spacing)
         return pipe
     raise CheckpointError(
         str(folder),

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from koala_bench.backends.base import Workload
 from koala_bench.backends.diffusers import DiffusersPipeline
-from koala_bench.backends.plain_checkpoint import save_plain_checkpoint
+from koala_bench.backends.plain_checkpoint import diffusers_scheduler, save_plain_checkpoint
 from koala_bundle.manifest import read_manifest
 
 
@@ -33,7 +33,6 @@ class OptimumOnnx(DiffusersPipeline):
 
     def __init__(self, workload: Workload) -> None:
         import onnxruntime
-        from diffusers import EulerDiscreteScheduler
         from optimum.onnxruntime import ORTStableDiffusionXLPipeline
 
         manifest = read_manifest(Path(workload.bundle))
@@ -42,8 +41,7 @@ class OptimumOnnx(DiffusersPipeline):
         pipe = ORTStableDiffusionXLPipeline.from_pretrained(
             str(_exported(workload)), provider=provider, add_watermarker=False
         )
-        spacing = manifest.spec.scheduler.timestep_spacing
-        pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing=spacing)
+        pipe.scheduler = diffusers_scheduler(manifest)
         super().__init__(workload, manifest, pipe, "cuda" if cuda else "cpu")
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 from koala_bundle.codec import to_json
 from koala_bundle.engine_record import ENGINES, EngineRecord, engine_folder, engine_variants, read_engine_record
 from koala_bundle.manifest import Manifest, read_manifest
+from koala_bundle.schedulers import SchedulerSpec
 from koala_bundle.spec import ModelSpec, Profile
 from koala_bundle.targets import TARGETS, find_target
 from koala_bundle.tensors import IOTensor
@@ -16,6 +17,7 @@ from koala_cli.options import AsJson, argument
 from koala_cli.screen import megabytes, say, say_json, stdout, table
 from koala_cli.work import hoisted_line, memory_table, roofline_table, work, work_table
 
+SPACINGS = ("karras", "exponential", "beta")
 _MANY = 10  # tensors that are listed one by one
 
 
@@ -90,14 +92,14 @@ def _records(bundle: Path) -> dict[str, EngineRecord]:
 
 def _print_summary(bundle: Path, manifest: Manifest) -> None:
     spec, profile, sampling = manifest.spec, manifest.profile, manifest.sampling
-    scheduler = spec.scheduler
     unet = f"channels {list(spec.unet.block_out_channels)}, {'with' if spec.unet.mid_block else 'no'} mid block"
     guidance = f"guidance {sampling.guidance_scale:g}" if profile.cfg else "no guidance compiled in"
     rows = {
         "size": f"{profile.width} x {profile.height} px, batch {profile.batch}, {profile.precision}",
         "prompts": _prompts(spec, profile),
         "sampling": f"{sampling.num_inference_steps} steps, {guidance}",
-        "scheduler": f"Euler, {scheduler.timestep_spacing}, {scheduler.prediction_type}",
+        "scheduler": ", ".join(_scheduler(spec.scheduler)),
+        "other schedulers": _other_schedulers(spec.scheduler),
         "u-net": f"{unet}, cross-attention {spec.unet.cross_attention_dim}",
         "text encoders": f"{spec.text_encoder.hidden_size} and {spec.text_encoder_2.hidden_size} wide",
         "vae": f"scaling factor {spec.vae.scaling_factor:g}{', asks for fp32' if spec.vae.force_upcast else ''}",
@@ -108,6 +110,28 @@ def _print_summary(bundle: Path, manifest: Manifest) -> None:
     for name, value in rows.items():
         shown.add_row(name, value)
     stdout.print(shown)
+
+
+def _scheduler(spec: SchedulerSpec) -> str:
+    from koala_runtime.samplers import label
+
+    keys = [key for key in ("timestep_spacing", "prediction_type") if key in spec.values]
+    return ", ".join([label(spec), *(str(spec[key]) for key in keys)])
+
+
+def _other_schedulers(spec: SchedulerSpec) -> str:
+    """The short names that calls can choose, each with its spacings in one word: euler[_karras|_beta]."""
+    from koala_runtime.samplers import available
+
+    stems: dict[str, list[str]] = {}
+    for name in available(spec):
+        stem, _, spacing = name.rpartition("_")
+        if stem in stems and spacing in SPACINGS:
+            stems[stem].append(spacing)
+        else:
+            stems[name] = []
+    marked = [f"{stem}*" if spacings else stem for stem, spacings in stems.items()]
+    return f"{', '.join(marked)} (*: also with _{', _'.join(SPACINGS)})"
 
 
 def _prompts(spec: ModelSpec, profile: Profile) -> str:

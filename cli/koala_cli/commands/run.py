@@ -34,9 +34,9 @@ def run(
     ] = False,
     steps: Annotated[int | None, option("Denoising steps. Default: the bundle's own.")] = None,
     scheduler: Annotated[
-        str | None, option("Sampler, such as dpmpp_2m_karras, unipc or euler_a. Default: the checkpoint's own, Euler.")
+        str | None, option("Sampler, such as dpmpp_2m_karras, unipc or euler_a. Default: the checkpoint's own.")
     ] = None,
-    eta: Annotated[float | None, option("Share of noise that ddim and tcd add. Default: their own.")] = None,
+    eta: Annotated[float | None, option("Share of noise that ddim and tcd add, 0 to 1. Default: 0.")] = None,
     guidance_scale: Annotated[float | None, option("1 or less: none. Default: the bundle's own.")] = None,
     seed: Annotated[int | None, option("Same seed, same picture. Default: random.")] = None,
     like: Annotated[
@@ -121,11 +121,17 @@ def _read_repeatable(like: Path, bundle: Path, changes: dict[str, Any], output: 
     """Return the recipe in a picture with what is to be changed; refuses what cannot be drawn before engines load."""
     from koala_runtime.recipe import read_recipe
     from koala_runtime.repeat import check_repeatable
+    from koala_runtime.samplers import choose, make_scheduler
 
+    manifest = read_manifest(bundle)  # refuses what is no bundle
+    if "scheduler" in changes:
+        scheduler = choose(changes["scheduler"], make_scheduler(manifest.spec.scheduler))
+        changes = {**changes, "scheduler": scheduler.spec.own}
     recipe = replace(read_recipe(like), **changes)
     if "seed" in changes:  # a picture of its own
         recipe = replace(recipe, index=0, count=1)
-    read_manifest(bundle)  # refuses what is no bundle
+    if "num_inference_steps" in changes:
+        recipe = replace(recipe, timesteps=(), sigmas=())
     check_repeatable(recipe, file_entry(whole(bundle) / MANIFEST).sha256, like, bundle)
     if changes and output.exists() and output.samefile(like):
         raise ArgumentError(

@@ -5,24 +5,38 @@
 - ``euler`` (ancestral and EDM too), ``second_order`` (Heun, DPM2), ``multistep`` (LMS, PLMS): x = x0 + sigma e
 - ``diffusion`` (DDIM, DDPM), ``consistency`` (LCM, TCD): x = alpha x0 + sigma e
 - ``dpm_solver``, ``deis``, ``unipc``: exponential integrators
-- ``names``: which class, which short name, which keys
+- ``classes``: diffusers' classes; ``names``: short names of them
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from typing import Any
 
-from koala_bundle.spec import SchedulerSpec
-from koala_runtime.samplers.names import find, table
+from koala_bundle.errors import ArgumentError
+from koala_runtime.samplers.classes import SCHEDULERS, Schedule, Scheduler, make_scheduler
+from koala_runtime.samplers.names import NAMES, available, find, label
 from koala_runtime.samplers.table import Table
 
-__all__ = ["DEFAULT", "Table", "table_of"]
-DEFAULT = "euler"
-"""The sampler of every checkpoint that is compiled: its own class is EulerDiscreteScheduler."""
+__all__ = ["NAMES", "Schedule", "Scheduler", "Table", "available", "choose", "label", "make_scheduler"]
 
 
-def table_of(spec: SchedulerSpec, scheduler: str | None, steps: int, eta: float | None = None) -> Table:
-    """Return the table of ``scheduler`` on the checkpoint's noise levels; None is the checkpoint's own, Euler."""
-    name, keys = find(scheduler or DEFAULT)
-    own = asdict(spec) | ({} if eta is None else {"eta": eta})
-    return table(name, own | keys, steps)
+def choose(chosen: Any, current: Scheduler) -> Scheduler:
+    """Return the scheduler that ``chosen`` is in place of ``current``: a name, one of ours, or one of diffusers'.
+
+    Raises ArgumentError for anything else.
+    """
+    if chosen is None:
+        return current
+    if isinstance(chosen, Scheduler):
+        return chosen
+    if isinstance(chosen, str):
+        return find(chosen, current)
+    name = type(chosen).__name__
+    if name in SCHEDULERS and hasattr(chosen, "config"):
+        return SCHEDULERS[name].from_config(chosen.config)
+    raise ArgumentError(
+        "scheduler",
+        expected="a name, or a scheduler of koala_runtime or diffusers that can be computed",
+        found=name if hasattr(chosen, "config") else repr(chosen),
+        fix="pass a name such as dpmpp_2m; `koala inspect BUNDLE` lists them",
+    )

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Config:
-    """The keys of diffusers' schedulers that change numbers, with the defaults of EulerDiscreteScheduler.
+    """The keys of diffusers' schedulers that change numbers, and what a call adds. A sampler reads those of its class.
 
-    ``sigmas`` is ``karras``, ``exponential``, ``beta`` or ``lu`` for ``use_karras_sigmas`` and so on, else empty.
-    ``solver_order``, ``algorithm_type``, ``solver_type``, ``lower_order_final``, ``euler_at_final`` and ``predict_x0``
-    are of DPM-Solver, DEIS and UniPC, ``eta`` of DDIM and TCD, ``variance_type`` of DDPM,
-    ``original_inference_steps`` and ``timestep_scaling`` of LCM and TCD, ``sigma_min``, ``sigma_max`` and
-    ``sigma_data`` of EDM.
+    ``spacing`` is ``karras``, ``exponential``, ``beta`` or ``lu`` for ``use_karras_sigmas`` and so on, else empty;
+    ``sigma_min`` and ``sigma_max`` limit it. Of a call: ``eta`` for DDIM and TCD; its own ``timesteps``, or noise
+    levels ``sigmas`` of which the last is where the picture ends.
     """
 
     num_train_timesteps: int = 1000
@@ -25,7 +23,9 @@ class Config:
     steps_offset: int = 0
     interpolation_type: str = "linear"
     rescale_betas_zero_snr: bool = False
-    sigmas: str = ""
+    spacing: str = ""
+    sigma_min: float | None = None
+    sigma_max: float | None = None
     final_sigmas_type: str = "zero"
     set_alpha_to_one: bool = True
     solver_order: int = 2
@@ -34,11 +34,12 @@ class Config:
     lower_order_final: bool = True
     euler_at_final: bool = False
     predict_x0: bool = True
-    eta: float = 0.0
     variance_type: str = "fixed_small"
     original_inference_steps: int = 50
     timestep_scaling: float = 10.0
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
     sigma_data: float = 0.5
+    sigma_schedule: str = "karras"
     rho: float = 7.0
+    eta: float = 0.0
+    timesteps: tuple[float, ...] = ()
+    sigmas: tuple[float, ...] = ()

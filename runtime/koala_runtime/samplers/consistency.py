@@ -47,7 +47,9 @@ def tcd(config: Config, steps: int) -> Table:
 
 
 def _times(config: Config, steps: int) -> list[int]:
-    """Return evenly spaced members of the timesteps that the model was distilled on."""
+    """Return the call's own timesteps, or evenly spaced members of those that the model was distilled on."""
+    if config.timesteps:
+        return [int(time) for time in config.timesteps]
     apart = config.num_train_timesteps // config.original_inference_steps
     trained = (np.arange(1, config.original_inference_steps + 1) * apart - 1)[::-1]
     chosen = np.floor(np.linspace(0, len(trained), steps, endpoint=False)).astype(int)

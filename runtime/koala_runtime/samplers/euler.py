@@ -36,10 +36,15 @@ def euler_ancestral(config: Config, steps: int) -> Table:
 
 def edm_euler(config: Config, steps: int) -> Table:
     """Euler's method where the network sees and gives what arXiv 2206.00364, table 1, says."""
+    assert config.sigma_min is not None and config.sigma_max is not None
     data = config.sigma_data
-    ramp, power = np.linspace(0, 1, steps), 1 / config.rho
-    top, bottom = config.sigma_max**power, config.sigma_min**power
-    sigmas = np.append((top + ramp * (bottom - top)) ** config.rho, 0).astype(np.float32).astype(float)
+    if config.sigma_schedule == "karras":
+        top, bottom = config.sigma_max ** (1 / config.rho), config.sigma_min ** (1 / config.rho)
+        spaced = (top + np.linspace(0, 1, steps) * (bottom - top)) ** config.rho
+    else:  # a single step is at the lowest level, as in diffusers
+        spaced = np.exp(np.linspace(math.log(config.sigma_min), math.log(config.sigma_max), steps))[::-1]
+    end = spaced[-1] if config.final_sigmas_type == "sigma_min" else 0
+    sigmas = np.append(spaced, end).astype(np.float32).astype(float)
     rows = []
     for sigma, after in pairwise(sigmas):
         total = math.hypot(sigma, data)

@@ -28,13 +28,24 @@ def alphas_cumprod(config: Config) -> NDArray[np.float32]:
     """Return the share of the signal's variance at every training timestep, float32 [num_train_timesteps]."""
     count, single = config.num_train_timesteps, np.float32
     if config.beta_schedule == "linear":
-        betas = np.linspace(config.beta_start, config.beta_end, count, dtype=single)
+        betas = _linspace(config.beta_start, config.beta_end, count)
     else:
-        betas = np.linspace(config.beta_start**0.5, config.beta_end**0.5, count, dtype=single) ** 2
+        betas = _linspace(config.beta_start**0.5, config.beta_end**0.5, count) ** 2
     if config.rescale_betas_zero_snr:
         betas = _without_terminal_signal(betas)
     shares: NDArray[np.float32] = np.cumprod((1 - betas).astype(single), dtype=float).astype(single)
     return shares
+
+
+def _linspace(start: float, end: float, count: int) -> NDArray[np.float32]:
+    """Return the numbers of ``torch.linspace``, which counts from both ends in steps of float32."""
+    first, last = float(np.float32(start)), float(np.float32(end))
+    step = float((np.float32(end) - np.float32(start)) / np.float32(max(count - 1, 1)))
+    place = np.arange(count)
+    found: NDArray[np.float32] = np.where(
+        place < count // 2, first + step * place, last - step * (count - 1 - place)
+    ).astype(np.float32)
+    return found
 
 
 def train_sigmas(config: Config) -> NDArray[np.float32]:
@@ -68,26 +79,34 @@ def levels(config: Config, steps: int, last: str = "zero") -> Levels:
     ``last`` is what the scheduler knows of ``final_sigmas_type``: others than Euler's always end at zero.
     """
     count = config.num_train_timesteps
-    if config.timestep_spacing == "linspace":
+    table = train_sigmas(config)
+    if config.sigmas:
+        own = np.array(config.sigmas, np.float32).astype(float)
+        return _started(config, timestep_of(own[:-1], np.log(table)), own)
+    if config.timesteps:
+        times = np.array(config.timesteps, np.float32)
+    elif config.timestep_spacing == "linspace":
         times = np.linspace(0, count - 1, steps, dtype=np.float32)[::-1]
     elif config.timestep_spacing == "leading":
         times = (np.arange(steps) * (count // steps))[::-1].astype(np.float32) + np.float32(config.steps_offset)
     else:
         times = np.arange(count, 0, -count / steps).round().astype(np.float32) - np.float32(1)
-    table = train_sigmas(config)
     sigmas: Floats = np.interp(times, np.arange(count), table)
     timesteps: Floats = times.astype(float)
     if config.interpolation_type == "log_linear":
         # One more than steps, as diffusers has it.
         sigmas = np.exp(np.linspace(np.log(table[-1]), np.log(table[0]), steps + 1))
-    if config.sigmas:
-        sigmas = respaced(config.sigmas, float(sigmas[0]), float(sigmas[-1]), steps)
+    if config.spacing:
+        sigmas = respaced(config, float(sigmas[0]), float(sigmas[-1]), steps)
         timesteps = timestep_of(sigmas, np.log(table))
     end = table[0] if config.final_sigmas_type == "sigma_min" and last == "zero" else 0
     ended = np.append(sigmas, end).astype(np.float32)[: len(timesteps) + 1]
-    largest = float(ended.max())
-    init = math.hypot(largest, 1) if config.timestep_spacing == "leading" else largest
-    return Levels(timesteps, ended.astype(float), init)
+    return _started(config, timesteps, ended.astype(float))
+
+
+def _started(config: Config, timesteps: Floats, sigmas: Floats) -> Levels:
+    largest = float(sigmas.max())
+    return Levels(timesteps, sigmas, math.hypot(largest, 1) if config.timestep_spacing == "leading" else largest)
 
 
 def solver_levels(config: Config, steps: int, family: str) -> tuple[Floats, Floats]:
@@ -96,7 +115,9 @@ def solver_levels(config: Config, steps: int, family: str) -> tuple[Floats, Floa
     ``family`` is ``multistep``, ``singlestep``, ``deis`` or ``unipc``, which end in different ways.
     """
     count = config.num_train_timesteps
-    if family == "singlestep" or config.timestep_spacing == "linspace":
+    if config.timesteps:
+        times = np.array(config.timesteps)
+    elif family == "singlestep" or config.timestep_spacing == "linspace":
         times = np.linspace(0, count - 1, steps + 1).round()[::-1][:-1]
     elif config.timestep_spacing == "leading":
         times = (np.arange(steps + 1) * (count // (steps + 1)))[::-1][:-1].astype(float) + config.steps_offset
@@ -105,14 +126,14 @@ def solver_levels(config: Config, steps: int, family: str) -> tuple[Floats, Floa
     table = train_sigmas(config)
     logs = np.log(table)
     smallest = config.final_sigmas_type == "sigma_min"
-    if config.sigmas:
-        if config.sigmas == "lu":  # arXiv 2211.01095
+    if config.spacing:
+        if config.spacing == "lu":  # arXiv 2211.01095
             sigmas = np.exp(np.linspace(float(logs[-1]), float(logs[0]), steps))
             times = timestep_of(sigmas, logs).round()
         else:
-            sigmas = respaced(config.sigmas, float(table[-1]), float(table[0]), steps)
+            sigmas = respaced(config, float(table[-1]), float(table[0]), steps)
             times = timestep_of(sigmas, logs)
-            times = times.round() if config.sigmas == "karras" else times
+            times = times.round() if config.spacing == "karras" else times
         ends = {"deis": sigmas[-1], "unipc": sigmas[-1] if smallest else 0.0}
         end = ends.get(family, float(table[0]) if smallest else 0.0)
     else:
@@ -124,7 +145,9 @@ def solver_levels(config: Config, steps: int, family: str) -> tuple[Floats, Floa
 def whole_timesteps(config: Config, steps: int) -> NDArray[np.int64]:
     """Return the timesteps of DDIM, DDPM and PNDM."""
     count = config.num_train_timesteps
-    if config.timestep_spacing == "linspace":
+    if config.timesteps:
+        found = np.array(config.timesteps)
+    elif config.timestep_spacing == "linspace":
         found = np.linspace(0, count - 1, steps).round()[::-1]
     elif config.timestep_spacing == "leading":
         found = (np.arange(steps) * (count // steps))[::-1].astype(float) + config.steps_offset
@@ -134,13 +157,15 @@ def whole_timesteps(config: Config, steps: int) -> NDArray[np.int64]:
     return whole
 
 
-def respaced(kind: str, highest: float, lowest: float, count: int) -> Floats:
-    """Return ``count`` noise levels from ``highest`` to ``lowest``.
+def respaced(config: Config, highest: float, lowest: float, count: int) -> Floats:
+    """Return ``count`` noise levels from ``highest`` to ``lowest``, or to the configuration's own limits.
 
     ``karras``: equation 5 of arXiv 2206.00364; ``exponential``: even in the logarithm; ``beta``: quantiles of a Beta
     distribution, arXiv 2407.12173.
     """
-    ramp = np.linspace(0, 1, count)
+    highest = highest if config.sigma_max is None else config.sigma_max
+    lowest = lowest if config.sigma_min is None else config.sigma_min
+    ramp, kind = np.linspace(0, 1, count), config.spacing
     if kind == "karras":
         top, bottom = highest ** (1 / _RHO), lowest ** (1 / _RHO)
         spaced: Floats = (top + ramp * (bottom - top)) ** _RHO

@@ -43,7 +43,7 @@ def dpm2_ancestral(config: Config, steps: int) -> Table:
 def _dpm2(config: Config, steps: int, *, ancestral: bool) -> Table:
     found = levels(config, steps, last="always zero")
     logs, kind = np.log(train_sigmas(config)), config.prediction_type
-    times = found.timesteps.round() if config.sigmas == "karras" else found.timesteps
+    times = found.timesteps.round() if config.spacing == "karras" else found.timesteps
     rows = list[Row]()
     for index, time in enumerate(times):
         sigma, after = found.sigmas[index], found.sigmas[index + 1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 from typing import Any
 
 import diffusers
@@ -13,8 +14,10 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from koala_runtime.samplers import Schedule, Table
+from koala_runtime.samplers.config import Config
 from koala_runtime.samplers.forms import HISTORY
-from koala_runtime.samplers.table import Table
+from koala_runtime.samplers.levels import alphas_cumprod
 
 Array = NDArray[np.float64]
 SHAPE = (1, 4, 8, 8)
@@ -30,29 +33,61 @@ def noise(seed: int = 0) -> torch.Tensor:
     return torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
-def by_diffusers(
-    name: str, keys: Mapping[str, Any], steps: int, *, double: bool = False, **step_arguments: Any
-) -> Array:
-    """Return the last latents of a scheduler of diffusers; ``double`` computes with its numbers in float64."""
+class _Wider:
+    """A library in which float32 is float64."""
+
+    def __init__(self, library: Any) -> None:
+        self._library, self.float32 = library, library.float64
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._library, name)
+
+
+def _set_shares(scheduler: Any, keys: Mapping[str, Any]) -> None:
+    known = {field.name for field in fields(Config)}
+    shares = alphas_cumprod(Config(**{key: value for key, value in keys.items() if key in known}))
+    theirs = scheduler.alphas_cumprod.numpy()
+    shares[-1] = theirs[-1] if theirs[-1] == 2**-24 else shares[-1]
+    np.testing.assert_allclose(shares, theirs, rtol=1e-4, atol=1e-7)
+    scheduler.alphas_cumprod = torch.from_numpy(shares)
+
+
+def by_diffusers(name: str, keys: Mapping[str, Any], steps: Schedule, *, double: bool = False) -> Array:
+    """Return the last latents of a scheduler of diffusers.
+
+    ``double`` steps in float64 between the levels that diffusers rounds to float32: DPM-Solver else rounds the latents
+    in every step, and KDPM2 ancestral takes sigma'^2 (1 - sigma'^2 / sigma^2) from sigma'^2 in float32, which leaves no
+    digits of the square of a small level (so that its levels are not rounded either). With a zero terminal SNR it takes
+    the shares of the signal from us: those near zero are differences that float32 leaves five digits of.
+    """
     cls = getattr(diffusers, name)
-    known = inspect.signature(cls.__init__).parameters
-    scheduler = cls(**{key: value for key, value in keys.items() if key in known})
-    scheduler.set_timesteps(steps)
-    latents, generator = noise() * scheduler.init_noise_sigma, torch.Generator().manual_seed(1)
-    if double:
-        latents = latents.double()
-        for key, value in vars(scheduler).items():
-            if isinstance(value, torch.Tensor) and value.is_floating_point():
-                setattr(scheduler, key, value.double())
-    if "generator" in inspect.signature(scheduler.step).parameters:
-        step_arguments["generator"] = generator
     module, draw = sys.modules[cls.__module__], diffusers.utils.torch_utils.randn_tensor
     with pytest.MonkeyPatch.context() as patch:
         if hasattr(module, "randn_tensor"):  # the same noise in every precision
             patch.setattr(module, "randn_tensor", lambda shape, **how: draw(shape, **{**how, "dtype": torch.float32}))
+        scheduler = cls(**keys)
+        if double and keys.get("rescale_betas_zero_snr"):
+            _set_shares(scheduler, keys)
+        own = {key: [*value] for key, value in (("timesteps", steps.timesteps), ("sigmas", steps.sigmas)) if value}
+        if double and name == "KDPM2AncestralDiscreteScheduler":
+            patch.setattr(module, "np", _Wider(np))
+        scheduler.set_timesteps(**own or {"num_inference_steps": steps.count})
+        if hasattr(scheduler, "set_begin_index"):  # else it searches the first timestep, which may be there twice
+            scheduler.set_begin_index(0)
+        takes = inspect.signature(scheduler.step).parameters
+        arguments: dict[str, Any] = {"eta": steps.eta} if "eta" in takes else {}
+        if "generator" in takes:
+            arguments["generator"] = torch.Generator().manual_seed(1)
+        latents = noise() * scheduler.init_noise_sigma
+        if double:
+            patch.setattr(module, "torch", _Wider(torch))
+            latents = latents.double()
+            for key, value in vars(scheduler).items():
+                if isinstance(value, torch.Tensor) and value.is_floating_point():
+                    setattr(scheduler, key, value.double())
         for timestep in scheduler.timesteps:
             prediction = model(scheduler.scale_model_input(latents, timestep), float(timestep), torch)
-            latents = scheduler.step(prediction, timestep, latents, **step_arguments).prev_sample
+            latents = scheduler.step(prediction, timestep, latents, **arguments).prev_sample
     return latents.double().numpy()
 
 

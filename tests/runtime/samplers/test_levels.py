@@ -5,18 +5,18 @@ Golden values of SDXL's noise levels stand beside the comparison, so that both c
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from itertools import product
 
 import numpy as np
 import pytest
 
-from koala_bundle.spec import TIMESTEP_SPACINGS, SchedulerSpec
-from koala_export.configs import BETA_SCHEDULES, INTERPOLATION_TYPES
-from koala_runtime.samplers.levels import Levels, levels, train_sigmas
-from koala_runtime.samplers.names import make_config
+from koala_bundle.schedulers import KEYS, TIMESTEP_SPACINGS
+from koala_runtime.samplers.config import Config
+from koala_runtime.samplers.levels import levels, train_sigmas
 
 EXTRA = 61  # trailing spacing's float range then yields one step more than asked for
+_EULER = KEYS["EulerDiscreteScheduler"]
+BETA_SCHEDULES, INTERPOLATION_TYPES = (_EULER[key].allowed or () for key in ("beta_schedule", "interpolation_type"))
 STEPS = (*range(1, 61), EXTRA, 100, 333, 979, 999, 1000)
 
 
@@ -25,8 +25,8 @@ def sdxl(
     interpolation_type: str = "linear",
     steps_offset: int = 0,
     beta_schedule: str = "scaled_linear",
-) -> SchedulerSpec:
-    return SchedulerSpec(
+) -> Config:
+    return Config(
         num_train_timesteps=1000,
         beta_start=0.00085,
         beta_end=0.012,
@@ -36,10 +36,6 @@ def sdxl(
         timestep_spacing=timestep_spacing,
         steps_offset=steps_offset,
     )
-
-
-def make_schedule(spec: SchedulerSpec, steps: int) -> Levels:
-    return levels(make_config("EulerDiscreteScheduler", asdict(spec)), steps)
 
 
 # numpy tells diffusers' scheduler of a coming change; that is diffusers' to follow.
@@ -62,7 +58,7 @@ def test_tables_are_those_of_diffusers(spacing: str, interpolation: str, offset:
     )
     for steps in STEPS:
         reference.set_timesteps(steps)
-        schedule = make_schedule(spec, steps)
+        schedule = levels(spec, steps)
         assert schedule.timesteps.astype(np.float32).tolist() == reference.timesteps.tolist(), steps
         # log_linear gives diffusers one noise level more than its loop ever reads.
         read = reference.sigmas.numpy()[: len(schedule.timesteps) + 1]
@@ -74,7 +70,7 @@ def test_tables_are_those_of_diffusers(spacing: str, interpolation: str, offset:
 @pytest.mark.parametrize("interpolation", INTERPOLATION_TYPES)
 def test_noise_never_rises(spacing: str, interpolation: str) -> None:
     for steps in STEPS:
-        schedule = make_schedule(sdxl(spacing, interpolation), steps)
+        schedule = levels(sdxl(spacing, interpolation), steps)
         assert len(schedule.sigmas) == len(schedule.timesteps) + 1
         # Not strictly: diffusers' extra trailing step may end on the same level twice.
         assert (np.diff(schedule.sigmas) <= 0).all(), steps
@@ -82,20 +78,20 @@ def test_noise_never_rises(spacing: str, interpolation: str) -> None:
 
 def test_only_trailing_spacing_may_add_a_step() -> None:
     for spacing in TIMESTEP_SPACINGS:
-        added = {steps for steps in STEPS if len(make_schedule(sdxl(spacing), steps).timesteps) != steps}
+        added = {steps for steps in STEPS if len(levels(sdxl(spacing), steps).timesteps) != steps}
         assert added == ({EXTRA, 979} if spacing == "trailing" else set())
-    assert len(make_schedule(sdxl("trailing"), EXTRA).timesteps) == EXTRA + 1
+    assert len(levels(sdxl("trailing"), EXTRA).timesteps) == EXTRA + 1
 
 
 @pytest.mark.parametrize("betas", BETA_SCHEDULES)
 def test_training_noise_grows_with_the_timestep(betas: str) -> None:
-    table = train_sigmas(make_config("EulerDiscreteScheduler", asdict(sdxl("leading", beta_schedule=betas))))
+    table = train_sigmas(sdxl("leading", beta_schedule=betas))
     assert table.shape == (1000,)
     assert (np.diff(table) > 0).all()
 
 
 def test_ten_trailing_steps_of_lightning() -> None:
-    schedule = make_schedule(sdxl("trailing"), 10)
+    schedule = levels(sdxl("trailing"), 10)
     assert schedule.timesteps.tolist() == [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]
     golden = [14.61465, 8.30281, 5.08777, 3.32108, 2.27646, 1.61289, 1.16058, 0.82986, 0.56929, 0.34167, 0]
     np.testing.assert_allclose(schedule.sigmas, golden, atol=1e-5)
@@ -103,11 +99,11 @@ def test_ten_trailing_steps_of_lightning() -> None:
 
 
 def test_twenty_five_leading_steps_of_koala() -> None:
-    schedule = make_schedule(sdxl("leading", steps_offset=1), 25)
+    schedule = levels(sdxl("leading", steps_offset=1), 25)
     assert schedule.timesteps.tolist() == [*range(961, 0, -40)]
     np.testing.assert_allclose(schedule.sigmas[[0, -2, -1]], [11.67605, 0.04131, 0], atol=1e-5)
     assert schedule.init_noise_sigma == pytest.approx(11.718795, abs=1e-5)
 
 
 def test_ten_leading_steps() -> None:
-    assert make_schedule(sdxl("leading", steps_offset=1), 10).init_noise_sigma == pytest.approx(8.450067, abs=1e-5)
+    assert levels(sdxl("leading", steps_offset=1), 10).init_noise_sigma == pytest.approx(8.450067, abs=1e-5)

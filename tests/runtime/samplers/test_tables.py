@@ -5,126 +5,165 @@ from __future__ import annotations
 import itertools
 import logging
 from collections.abc import Iterator
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
 from koala_bundle.errors import ArgumentError
-from koala_runtime.samplers.names import SAMPLERS, table
+from koala_bundle.schedulers import KEYS
+from koala_runtime.samplers import Schedule, Scheduler
+from koala_runtime.samplers.classes import SCHEDULERS
 from tests.runtime.samplers.reference import SDXL, by_diffusers, by_table
 
 # All of diffusers' own.
 pytestmark = pytest.mark.filterwarnings("ignore:__array:DeprecationWarning", "ignore:.*algorithm_type:FutureWarning")
-WITHOUT_SIGMAS = {
-    *("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LCMScheduler", "TCDScheduler", "EDMEulerScheduler"),
-    "EulerAncestralDiscreteScheduler",
-}
-BOUNDS = {"KDPM2AncestralDiscreteScheduler": 2e-4, "DPMSolverMultistepScheduler": 2e-5}
-"""Where diffusers rounds to float32 before it computes: levels between steps, and differences of third order."""
-BOUND = 2e-6
+COUNTS = (1, 2, 3, 4, 7, 10, 15, 25, 50)
+SWITCHES = ("", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+ODE = ("dpmsolver", "dpmsolver++")
+SDE = ("sde-dpmsolver", "sde-dpmsolver++")
+BOUND = 3e-6
+BOUND_LU_SDE = 5e-5
+"""With Lu's lambdas and sigma_min the last two levels are the same but for rounding, and their difference is noise."""
+
+
+class Case(NamedTuple):
+    """A class, diffusers' keys of it, and the steps of a call."""
+
+    name: str
+    keys: dict[str, Any]
+    steps: Schedule
+
+    @property
+    def scheduler(self) -> Scheduler:
+        return SCHEDULERS[self.name](**self.keys)
 
 
 def kinds(name: str) -> Iterator[dict[str, Any]]:
     """Yield the keys that only some classes have."""
-    if name == "PNDMScheduler":
-        yield {"skip_prk_steps": True}
-    elif name in ("DDIMScheduler", "DDPMScheduler"):
-        yield {"clip_sample": False}
-    elif name.startswith("DPMSolver"):
-        types = ("dpmsolver++", "sde-dpmsolver++"), ("midpoint", "heun"), (1, 2, 3)
-        for algorithm, solver, order in itertools.product(*types):
-            if not (name == "DPMSolverSinglestepScheduler" and algorithm.startswith("sde") and order == 3):
-                yield {"algorithm_type": algorithm, "solver_type": solver, "solver_order": order}
-        yield {"algorithm_type": "dpmsolver", "solver_order": 2, "final_sigmas_type": "sigma_min"}
-    elif name.startswith("UniPC"):
-        for solver, order, predict_x0 in itertools.product(("bh1", "bh2"), (1, 2, 3), (True, False)):
-            # With the last level at zero, diffusers gives NaN for these.
-            ends = {"final_sigmas_type": "sigma_min"} if solver == "bh1" or not predict_x0 else {}
-            yield {"solver_type": solver, "solver_order": order, "predict_x0": predict_x0, **ends}
-    elif name.startswith("DEIS"):
-        for order in (1, 2, 3):
-            yield {"solver_order": order, "solver_type": "logrho", "algorithm_type": "deis"}
-    else:
-        yield {}
+    solvers = itertools.product(("midpoint", "heun"), (1, 2, 3))
+    match name:
+        case "PNDMScheduler":
+            yield from ({"skip_prk_steps": True, "set_alpha_to_one": one} for one in (False, True))
+        case "DDIMScheduler":
+            yield from ({"clip_sample": False, "set_alpha_to_one": one} for one in (False, True))
+        case "DDPMScheduler":
+            yield from ({"clip_sample": False, "variance_type": kind} for kind in ("fixed_small", "fixed_large"))
+        case "DPMSolverMultistepScheduler":
+            for (solver, order), kind in itertools.product(solvers, (*ODE, *SDE)):
+                yield {"algorithm_type": kind, "solver_type": solver, "solver_order": order}
+            yield {"euler_at_final": True}
+            yield {"lower_order_final": False}
+        case "DPMSolverSinglestepScheduler":
+            for (solver, order), kind in itertools.product(solvers, (*ODE, SDE[1])):
+                yield {"algorithm_type": kind, "solver_type": solver, "solver_order": order, "lower_order_final": True}
+            yield {}
+        case "UniPCMultistepScheduler":
+            for solver, order, predict_x0 in itertools.product(("bh1", "bh2"), (1, 2, 3), (True, False)):
+                yield {"solver_type": solver, "solver_order": order, "predict_x0": predict_x0}
+            yield {"lower_order_final": False, "solver_order": 3}
+        case "DEISMultistepScheduler":
+            yield from ({"solver_order": order} for order in (1, 2, 3))
+        case "EulerDiscreteScheduler":
+            yield from ({}, {"interpolation_type": "log_linear"}, {"sigma_min": 0.1, "sigma_max": 12.0})
+        case "EDMEulerScheduler":
+            for kind, data in itertools.product(("karras", "exponential"), (0.5, 1.0)):
+                yield {"sigma_schedule": kind, "sigma_data": data}
+        case _:
+            yield {}
 
 
-def cases(name: str) -> Iterator[tuple[dict[str, Any], int]]:
-    """Yield diffusers' keys and numbers of steps."""
-    if name == "EDMEulerScheduler":
-        for prediction, steps in itertools.product(("epsilon", "v_prediction"), (1, 2, 4, 10, 25, 50)):
-            yield {"prediction_type": prediction}, steps
-        return
-    spacings = ("leading", "trailing", "linspace")
-    sigmas = ("", "karras", "exponential", "beta")
-    for prediction, spacing, sigma in itertools.product(("epsilon", "v_prediction"), spacings, sigmas):
-        if sigma and name in WITHOUT_SIGMAS:
-            continue
-        for kind, steps in itertools.product(kinds(name), (1, 2, 3, 4, 10, 25)):
-            keys = {**SDXL, "prediction_type": prediction, "timestep_spacing": spacing, **kind}
-            keys["steps_offset"] = int(spacing == "leading")
-            if sigma:
-                keys[f"use_{sigma}_sigmas"] = True
-            yield keys, steps
+def calls(name: str) -> Iterator[Schedule]:
+    """Yield numbers of steps, then what only some classes take: their own timesteps and noise levels, and eta."""
+    for count in COUNTS:
+        yield Schedule(count)
+    if name in ("DDIMScheduler", "TCDScheduler"):
+        yield from (Schedule(count, eta=eta) for count, eta in itertools.product((2, 10), (0.3, 1.0)))
+    if SCHEDULERS[name].takes_timesteps:
+        own = (999.0, 850.0, 736.0, 645.0, 545.0, 455.0, 343.0, 233.0, 124.0, 24.0)
+        yield from (Schedule(len(own[:count]), timesteps=own[:count]) for count in (1, 4, 10))
+    if SCHEDULERS[name].takes_sigmas:
+        levels = (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.38, 0.234, 0.113, 0.0)
+        yield from (Schedule(len(chosen) - 1, sigmas=chosen) for chosen in (levels, levels[2:], levels[:5]))
 
 
-def check(name: str, chosen: list[tuple[dict[str, Any], int]]) -> None:
+def combinations(name: str) -> Iterator[tuple[dict[str, Any], Schedule]]:
+    """Yield all combinations of the keys that a class has, and of calls."""
+    known = KEYS[name]
+    for prediction, kind, switch, zero_snr, spacing, end, steps in itertools.product(
+        known["prediction_type"].allowed or (),
+        kinds(name),
+        (switch for switch in SWITCHES if not switch or switch in known),
+        (False, True) if "rescale_betas_zero_snr" in known else (False,),
+        known["timestep_spacing"].allowed or ("leading",) if "timestep_spacing" in known else ("",),
+        ("zero", "sigma_min") if "final_sigmas_type" in known else ("",),
+        calls(name),
+    ):
+        keys = {**(SDXL if "beta_start" in known else {}), "prediction_type": prediction, **kind}
+        keys |= {"timestep_spacing": spacing, "steps_offset": int(spacing == "leading")} if spacing else {}
+        keys |= {"final_sigmas_type": end} if end else {}
+        keys |= {"rescale_betas_zero_snr": True} if zero_snr else {}
+        keys |= {switch: True} if switch else {}
+        yield keys, steps
+
+
+def cases(name: str, every: int) -> Iterator[Case]:
+    """Yield what the class computes of every so many combinations."""
+    for keys, steps in itertools.islice(combinations(name), 0, None, every):
+        with suppress(ArgumentError):
+            SCHEDULERS[name](**keys).table(steps)
+            yield Case(name, keys, steps)
+
+
+def check(case: Case) -> None:
     logging.getLogger("diffusers").setLevel(logging.ERROR)
-    eta = {"eta": 0.3} if name == "TCDScheduler" else {}
-    for keys, steps in chosen:
-        wanted = by_diffusers(name, keys, steps, double=True, **eta)
-        error = np.abs(wanted - by_table(table(name, keys, steps))).max() / np.abs(wanted).max()
-        assert error < BOUNDS.get(name, BOUND), (keys, steps, error)
+    wanted = by_diffusers(*case, double=True)
+    error = np.abs(wanted - by_table(case.scheduler.table(case.steps))).max() / np.abs(wanted).max()
+    equal_ends = case.keys.get("use_lu_lambdas") and case.keys.get("algorithm_type") in SDE
+    assert error < (BOUND_LU_SDE if equal_ends else BOUND), (case, error)
 
 
-@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_some_configurations(name: str) -> None:
-    chosen = [*cases(name)]
-    check(name, chosen[:: max(1, len(chosen) // 20)])
+    stride = max(1, sum(1 for _ in combinations(name)) // 16)
+    for case in cases(name, stride - (stride + 1) % 2):  # odd, so that no axis is passed over
+        check(case)
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", SAMPLERS)
-def test_all_configurations(name: str) -> None:
-    check(name, [*cases(name)])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_thousands_of_configurations(name: str) -> None:
+    for case in cases(name, 7 if sum(1 for _ in combinations(name)) > 3000 else 1):
+        check(case)
 
 
+@pytest.mark.full
 def test_there_are_thousands() -> None:
-    assert sum(1 for name in SAMPLERS for _ in cases(name)) > 3000
+    counts = {name: sum(1 for _ in combinations(name)) for name in SCHEDULERS}
+    assert sum(count // (7 if count > 3000 else 1) for count in counts.values()) > 8000
 
 
-@pytest.mark.parametrize("name", [name for name in SAMPLERS if name != "EDMEulerScheduler"])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_float32_is_near_diffusers_own_pictures(name: str) -> None:
+    """What users get from both, with the rounding of both."""
+    keys = {**(SDXL if "beta_start" in KEYS[name] else {}), **next(kinds(name))}
+    if "solver_order" in KEYS[name]:
+        keys = SDXL
+    case = Case(name, keys, Schedule(10))
+    wanted = by_diffusers(*case)
+    error = np.abs(wanted - by_table(case.scheduler.table(case.steps), np.float32)).max() / np.abs(wanted).max()
+    assert error < 2e-5
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_mistake_is_seen(name: str) -> None:
     """Any coefficient of x' that is a hundredth off moves the result by more than the bound."""
-    keys, steps = next((keys, steps) for keys, steps in cases(name) if steps == 4)
-    right = table(name, keys, steps)
+    case = next(case for case in cases(name, 1) if case.steps.count == 4)
+    right = case.scheduler.table(case.steps)
     wanted = by_table(right)
     for row, used in np.argwhere(np.abs(right.updates[:, 0]) > 1e-2):
         before = right.updates[row, 0, used]
         right.updates[row, 0, used] = before * 1.01
         assert np.abs(by_table(right) - wanted).max() / np.abs(wanted).max() > BOUND, (row, used)
         right.updates[row, 0, used] = before
-
-
-@pytest.mark.parametrize(
-    ("name", "keys", "said"),
-    [
-        ("DDIMScheduler", {"thresholding": True}, "DDIMScheduler: thresholding: expected False, found True; leave it"),
-        ("DDIMScheduler", {"clip_sample": True}, "clip_sample: expected False, found True; set it to false"),
-        ("PNDMScheduler", {"skip_prk_steps": False}, "skip_prk_steps: expected True, found False; set it to true"),
-        (
-            "DDPMScheduler",
-            {"variance_type": "learned_range"},
-            "variance_type: expected None, found 'learned_",
-        ),
-        (
-            "EulerDiscreteScheduler",
-            {"use_karras_sigmas": True, "use_beta_sigmas": True},
-            "sigmas: expected one spacing, found karras and beta; switch on one of them",
-        ),
-        ("SASolverScheduler", {}, "scheduler: expected EulerDiscreteScheduler or .* found 'SASolverScheduler'"),
-    ],
-)
-def test_what_is_no_such_update_is_refused(name: str, keys: dict[str, Any], said: str) -> None:
-    with pytest.raises(ArgumentError, match=said):
-        table(name, keys, 4)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,7 @@ from koala_bundle.spec import ModelSpec
 from koala_export.checkpoint import FolderCheckpoint
 from koala_export.configs import MODELS, native_size, read_spec
 from koala_runtime.prompts import PromptEncoder
-from koala_runtime.samplers.levels import levels
-from koala_runtime.samplers.names import make_config
+from koala_runtime.samplers import Schedule, make_scheduler
 from koala_tiny.checkpoint import save_checkpoint
 from koala_tiny.tokenizer import merges_of_prompts
 
@@ -172,15 +171,18 @@ def assert_equal(found: Read, pipe: Any) -> None:
         expected = theirs.state_dict()
         assert module.state_dict().keys() == expected.keys()
         assert all(torch.equal(weight, expected[key].float()) for key, weight in module.state_dict().items())
+    assert type(pipe.scheduler).__name__ == spec.scheduler.class_name
     for steps in (1, 3, 10):
-        config = make_config("EulerDiscreteScheduler", asdict(spec.scheduler))
-        schedule = levels(config, min(steps, config.num_train_timesteps))
-        pipe.scheduler.set_timesteps(min(steps, spec.scheduler.num_train_timesteps))
-        np.testing.assert_allclose(schedule.timesteps, pipe.scheduler.timesteps.numpy(), rtol=1e-6)
-        sigmas = pipe.scheduler.sigmas.numpy()[: len(schedule.sigmas)]  # of log_linear's, all that are used
-        np.testing.assert_allclose(schedule.sigmas, sigmas, rtol=2e-5, atol=1e-6)
-        np.testing.assert_allclose(schedule.init_noise_sigma, float(pipe.scheduler.init_noise_sigma), rtol=2e-5)
-    assert pipe.scheduler.config.prediction_type == spec.scheduler.prediction_type
+        steps = min(steps, spec.scheduler["num_train_timesteps"])
+        table = make_scheduler(spec.scheduler).table(Schedule(steps))
+        pipe.scheduler.set_timesteps(steps)
+        np.testing.assert_allclose(table.timesteps, pipe.scheduler.timesteps.numpy(), rtol=1e-6)
+        np.testing.assert_allclose(table.init_noise_sigma, float(pipe.scheduler.init_noise_sigma), rtol=2e-5)
+        if spec.scheduler.class_name == "EulerDiscreteScheduler":
+            sigmas = pipe.scheduler.sigmas.numpy()[: len(table.scales)]  # of log_linear's, all that are used
+            np.testing.assert_allclose(table.scales, 1 / np.hypot(sigmas, 1), rtol=2e-5, atol=1e-6)
+    config = pipe.scheduler.config
+    assert all(config[key] == value for key, value in spec.scheduler.values.items() if config.get(key) is not None)
     for data, tokenizer in zip(found.tokenizers, (pipe.tokenizer, pipe.tokenizer_2), strict=True):
         length = min(tokenizer.model_max_length, spec.text_encoder.sequence_length)
         wanted = tokenizer(PROMPTS, padding="max_length", max_length=length, truncation=True).input_ids

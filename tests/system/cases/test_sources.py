@@ -34,8 +34,21 @@ def double(case: Case, old: str, new: str) -> None:
 
 
 def test_index_names_another_scheduler_than_its_folder(case: Case) -> None:
+    case.edit(INDEX, scheduler=["diffusers", "EulerAncestralDiscreteScheduler"]).equal()
+
+
+def test_a_scheduler_by_its_defaults(case: Case) -> None:
+    """DDIM's default is to clip, which the folder of another class does not say."""
     case.edit(INDEX, scheduler=["diffusers", "DDIMScheduler"]).refused(
-        "model_index.json: scheduler: expected EulerDiscreteScheduler", "found DDIMScheduler"
+        "scheduler/scheduler_config.json: clip_sample: expected false, found true", "latents have no bounds"
+    )
+    case.edit(SCHEDULER, clip_sample=False).equal()
+
+
+def test_a_scheduler_that_is_not_computed(case: Case) -> None:
+    case.edit(INDEX, scheduler=["diffusers", "SASolverScheduler"]).refused(
+        "model_index.json: scheduler: expected a scheduler that is computed: EulerDiscreteScheduler, ",
+        "found SASolverScheduler",
     )
 
 
@@ -53,7 +66,7 @@ def test_scheduler_file_without_class(case: Case) -> None:
 
 def test_values_that_diffusers_takes_as_defaults(case: Case) -> None:
     found = case.edit(SCHEDULER, _use_default_values=["beta_start", "timestep_spacing"], beta_start=0.5).equal()
-    assert found.spec.scheduler.beta_start == 0.0001
+    assert found.spec.scheduler["beta_start"] == 0.0001
 
 
 def test_vae_values_that_diffusers_takes_as_defaults(case: Case) -> None:
