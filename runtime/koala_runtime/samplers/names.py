@@ -22,7 +22,7 @@ class Named(NamedTuple):
 _MULTI, _SINGLE = "DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler"
 _ODE, _SDE = {"algorithm_type": "dpmsolver++"}, {"algorithm_type": "sde-dpmsolver++"}
 _MIDPOINT = {"solver_type": "midpoint"}
-_STEMS = {
+STEMS: Mapping[str, Named] = {
     "euler": Named("EulerDiscreteScheduler", {}, "Euler"),
     "euler_a": Named("EulerAncestralDiscreteScheduler", {}, "Euler a"),
     "heun": Named("HeunDiscreteScheduler", {}, "Heun"),
@@ -44,12 +44,13 @@ _STEMS = {
     "lcm": Named("LCMScheduler", {}, "LCM"),
     "tcd": Named("TCDScheduler", {}, "TCD"),
 }
+"""The names without a spacing of noise levels."""
 
 
 def _with_spacings() -> dict[str, Named]:
     """Add ``_karras``, ``_exponential`` and ``_beta`` to the names of classes that have these noise levels."""
     names = {}
-    for stem, (class_name, keys, label) in _STEMS.items():
+    for stem, (class_name, keys, label) in STEMS.items():
         plain = {switch: False for switch in SIGMA_SWITCHES if switch in KEYS[class_name]}
         names[stem] = Named(class_name, {**keys, **plain}, label)
         for switch in plain:
@@ -78,7 +79,7 @@ def find(name: str, scheduler: Scheduler) -> Scheduler:
         why = f", but {NAMES[stem].class_name} has no {last} sigmas" if spacing else ""
         raise ArgumentError(
             "scheduler",
-            expected=f"a class of diffusers, or {', '.join(_STEMS)}, some with _karras, _exponential or _beta",
+            expected=f"a class of diffusers, or {', '.join(STEMS)}, some with _karras, _exponential or _beta",
             found=repr(name) + why,
             fix="pass one of these; `koala inspect BUNDLE` lists them",
         )

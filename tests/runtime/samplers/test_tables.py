@@ -24,8 +24,9 @@ SWITCHES = ("", "use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"
 ODE = ("dpmsolver", "dpmsolver++")
 SDE = ("sde-dpmsolver", "sde-dpmsolver++")
 BOUND = 3e-6
-BOUND_LU_SDE = 5e-5
-"""With Lu's lambdas and sigma_min the last two levels are the same but for rounding, and their difference is noise."""
+BOUND_SDE = 6e-5
+"""Of multistep SDE solvers, which magnify the last bit of a noise level: moving each of 51 levels by one bit moves what
+third order draws in 50 steps by 1e-5 to 6e-5, and torch's square roots differ from NumPy's in that bit here and there."""
 
 
 class Case(NamedTuple):
@@ -120,8 +121,8 @@ def check(case: Case) -> None:
     logging.getLogger("diffusers").setLevel(logging.ERROR)
     wanted = by_diffusers(*case, double=True)
     error = np.abs(wanted - by_table(case.scheduler.table(case.steps))).max() / np.abs(wanted).max()
-    equal_ends = case.keys.get("use_lu_lambdas") and case.keys.get("algorithm_type") in SDE
-    assert error < (BOUND_LU_SDE if equal_ends else BOUND), (case, error)
+    stochastic = case.name == "DPMSolverMultistepScheduler" and case.keys.get("algorithm_type") in SDE
+    assert error < (BOUND_SDE if stochastic else BOUND), (case, error)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
