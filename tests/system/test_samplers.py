@@ -107,6 +107,27 @@ def test_arguments_of_a_call(pair: tuple[Any, Pipeline], name: str, arguments: d
     assert np.abs(wanted.numpy() - got).max() < LATENTS * np.abs(got).max()
 
 
+@pytest.mark.parametrize("name", ["euler_a", "dpm2_a", "dpmpp_2m_sde"])
+@pytest.mark.parametrize("alone", [False, True])
+def test_generators_draw_the_noise_of_every_step(pair: tuple[Any, Pipeline], name: str, alone: bool) -> None:
+    """One generator for all pictures, or one for each; both are then where diffusers leaves them."""
+    theirs, ours = pair
+    own, call = theirs.scheduler, {"guidance_scale": 3.5, "output_type": "latent", "num_inference_steps": 3}
+
+    def generators() -> Any:
+        made = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+        return made if alone else made[0]
+
+    use(theirs, name)
+    first, second = generators(), generators()
+    wanted = theirs(PROMPTS[:2], generator=first, height=64, width=96, **call).images
+    theirs.scheduler = own
+    got = ours(PROMPTS[:2], generator=second, scheduler=name, **call).images
+    assert np.abs(wanted.numpy() - got).max() < LATENTS * np.abs(got).max()
+    for one, other in zip(*(made if alone else [made] for made in (first, second)), strict=True):
+        assert torch.equal(one.get_state(), other.get_state())
+
+
 def test_the_scheduler_of_a_pipeline(pair: tuple[Any, Pipeline]) -> None:
     """Set as in diffusers, by a class, by diffusers' own object, by a name; calls can choose another."""
     theirs, ours = pair
