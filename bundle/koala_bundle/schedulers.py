@@ -285,7 +285,7 @@ class SchedulerSpec:
         """Return the value in force of a key of the class: what was set, else its default."""
         known = KEYS[self.class_name][key]
         value = self.config.get(key, known.default)
-        if value is None and not known.takes(None):  # diffusers' annotations allow null for some switches
+        if value is None and isinstance(known.default, bool):  # diffusers' annotations allow null for switches
             value = known.default
         return known.aliases.get(value, value) if isinstance(value, str) else value
 

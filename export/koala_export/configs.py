@@ -93,7 +93,7 @@ def read_classes(index: Config) -> dict[str, str]:
         value = fields.raw(name, None)
         if not isinstance(value, list | tuple) or [*value] not in [[library, each] for each in classes]:
             sampler = "save the folder with pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)"
-            wanted = f"a scheduler that is computed: {', '.join(classes)}" if name == "scheduler" else classes[0]
+            wanted = "one of the schedulers that can be computed" if name == "scheduler" else classes[0]
             wrong = value[-1] if isinstance(value, list | tuple) and len(value) == 2 and value[0] == library else value
             raise fields.error(name, wanted, shown(wrong), sampler if name == "scheduler" else _FIX_SHAPE)
         found[name] = str(value[1])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from koala_bundle.errors import BuildError, first_line
-from koala_bundle.tensors import Component, IOTensor
+from koala_bundle.tensors import HISTORY, Component, IOTensor
 from koala_export.capture import capture, translate
 from koala_export.configs import source_file
 from koala_export.simplify import simplify
@@ -24,7 +24,7 @@ from koala_export.simplify import simplify
 def example_inputs(component: Component, seed: int = 0) -> dict[str, Tensor]:
     """Return inputs of the component's shapes and dtypes with values that occur in a run, by name.
 
-    A sampler's coefficients are random: so every output depends on every input.
+    A sampler's coefficients make every output depend on every input, and most on the U-Net's prediction.
     """
     generator = torch.Generator().manual_seed(seed)
     fixed = {
@@ -43,7 +43,16 @@ def example_inputs(component: Component, seed: int = 0) -> dict[str, Tensor]:
             inputs[tensor.name] = torch.randint(0, 256, tensor.shape, generator=generator, dtype=dtype)
         else:
             inputs[tensor.name] = torch.randn(tensor.shape, generator=generator).to(dtype)
+        if tensor.name == "coefficients":
+            inputs[tensor.name] = _example_coefficients(inputs[tensor.name])
     return inputs
+
+
+def _example_coefficients(normals: Tensor) -> Tensor:
+    """Return the last as 0.5, which the latents are multiplied by for the U-Net, and the prediction's as 1."""
+    update = 0.2 * normals[:-1].reshape(HISTORY + 1, HISTORY + 3)
+    update[:, HISTORY + 1] = 1
+    return torch.cat([update.ravel(), normals.new_full((1,), 0.5)])
 
 
 def trace(module: nn.Module, component: Component) -> ir.Model:

@@ -30,7 +30,7 @@ BOUND = 2 / 255
 CAT = "a photo of a cat"
 USUAL: dict[str, Any] = {"height": 64, "width": 96, "num_inference_steps": 4, "guidance_scale": 3.5}
 DIFFUSERS = {*inspect.signature(StableDiffusionXLPipeline.__call__).parameters} - {"self", "kwargs"}
-OURS = {"weighted", "seed", "callback_steps", "timings", "stream"}
+OURS = {"weighted", "seed", "callback_steps", "timings", "stream", "scheduler"}
 
 
 @pytest.fixture(scope="module")
@@ -117,6 +117,8 @@ def test_what_nobody_knows_is_a_type_error(ours: Pipeline) -> None:
         {"denoising_end": 0.6},
         {"denoising_end": 0.3, "output_type": "latent"},
         {"eta": 0.5},
+        {"timesteps": [999, 700, 300, 50]},
+        {"sigmas": [14.6, 3.0, 0.5, 0.0]},
         {"clip_skip": 0, "guidance_rescale": 0.0, "height": None, "width": None, "callback_on_step_end": None},
     ],
     ids=lambda given: "-".join(given),

@@ -43,7 +43,7 @@ def test_a_right_bundle_passes(
         *("text_encoder", "text_encoder_2", "denoiser", "vae_decoder")
     }
     assert {output.runner for output in verification.outputs} == {"onnx", "cpu"}
-    assert len(verification.outputs) == 2 * 5
+    assert len(verification.outputs) == 2 * 6
     assert len(verification.pictures) == len(verification.pairs) == 3
     for output in verification.outputs:
         assert output.not_finite == 0

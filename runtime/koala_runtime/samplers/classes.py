@@ -23,7 +23,7 @@ from koala_runtime.samplers.table import Table
 from koala_runtime.samplers.unipc import unipc
 
 _READ = {field.name for field in fields(Config)} - {"eta", "timesteps", "sigmas", "spacing"}
-_LARGEST = 500  # the usual ones are below 15; larger ones take as many digits from the picture
+_LARGEST = 4000  # the usual ones are below 15; larger ones take as many digits from the picture
 _DEFAULTED = "_use_default_values"
 
 
@@ -118,14 +118,14 @@ class Scheduler:
         with np.errstate(all="ignore"):
             try:
                 table = type(self).sampler(config, schedule.count)
-                largest = float(np.abs(table.updates).max())
+                largest = table.magnification
             except (ArithmeticError, ValueError):
                 largest = math.nan
         if not largest < _LARGEST:
             raise ArgumentError(
-                f"{name}: {schedule.count} steps",
-                expected=f"steps whose coefficients are below {_LARGEST}, which float32 latents bear",
-                found="one that is not finite" if math.isnan(largest) else f"{largest:.0f}",
+                f"{name}: num_inference_steps {schedule.count}",
+                expected=f"steps that magnify what they read by less than {_LARGEST}, which float32 bears",
+                found="one that is not finite" if math.isnan(largest) else f"one by {largest:.0f}",
                 fix="set final_sigmas_type sigma_min where it is zero, or with rescale_betas_zero_snr a solver that "
                 "predicts x0 (dpmsolver++, predict_x0), or choose another scheduler",
             )

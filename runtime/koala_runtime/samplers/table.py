@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -43,6 +44,18 @@ class Table:
         """How many history tensors are read."""
         read = np.flatnonzero(np.any(self.updates[:, :, 1 : HISTORY + 1], axis=(0, 1)))
         return int(read.max()) + 1 if read.size else 0
+
+    @property
+    def magnification(self) -> float:
+        """The most that the next latents are larger than a term of their sum, each in its own unit; NaN if not finite.
+
+        Latents that the U-Net is given ``scales`` times are 1 / ``scales`` large.
+        """
+        if not (np.isfinite(self.updates).all() and np.isfinite(self.scales).all()):
+            return math.nan
+        after = np.append(self.scales[1:], 1.0)[:, None]
+        sizes = np.column_stack([1 / self.scales, *[np.ones_like(self.scales)] * 2])
+        return float((np.abs(self.updates[:, 0, [0, HISTORY + 1, HISTORY + 2]]) * sizes * after).max())
 
     def until(self, end: float | None, num_train_timesteps: int) -> Table:
         """Return the rows down to a share of the training timesteps; as in diffusers, 0 and 1 are no limit."""

@@ -179,11 +179,7 @@ def test_other_names_and_objects_are_refused(euler: Scheduler) -> None:
 
 
 def test_steps_that_a_class_cannot_take_are_refused(euler: Scheduler) -> None:
-    v_prediction = {**CHECKPOINT, "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
-    far = SchedulerSpec(
-        "UniPCMultistepScheduler",
-        {**v_prediction, "timestep_spacing": "trailing", "predict_x0": False, "final_sigmas_type": "sigma_min"},
-    )
+    far = EulerDiscreteScheduler.from_config(euler.config, use_karras_sigmas=True, sigma_max=9000.0)
     for scheduler, steps, said in (
         (
             choose("unipc", euler),
@@ -217,9 +213,9 @@ def test_steps_that_a_class_cannot_take_are_refused(euler: Scheduler) -> None:
             "num_inference_steps: expected at most original_inference_steps, 50, with LCM",
         ),
         (
-            make_scheduler(far),
-            Schedule(2),
-            "UniPCMultistepScheduler: 2 steps: expected steps whose coefficients are below 500",
+            far,
+            Schedule(1),
+            "EulerDiscreteScheduler: num_inference_steps 1: expected steps that magnify what they read by less than 4000",
         ),
     ):
         with pytest.raises(ArgumentError, match=said):

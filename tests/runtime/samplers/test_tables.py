@@ -26,7 +26,7 @@ SDE = ("sde-dpmsolver", "sde-dpmsolver++")
 BOUND = 3e-6
 BOUND_SDE = 6e-5
 """Of multistep SDE solvers, which magnify the last bit of a noise level: moving each of 51 levels by one bit moves what
-third order draws in 50 steps by 1e-5 to 6e-5, and torch's square roots differ from NumPy's in that bit here and there."""
+third order draws in 50 steps by 1e-5 to 6e-5, and torch's square roots differ from NumPy's in that bit now and then."""
 
 
 class Case(NamedTuple):

@@ -209,8 +209,9 @@ def test_other_files_beside(case: Case) -> None:
 def test_zero_terminal_snr_is_not_to_be_switched_off(case: Case) -> None:
     """InvokeAI#7601: the advice to save with False would give other pictures."""
     case.edit(SCHEDULER, rescale_betas_zero_snr=True).refused(
-        "rescale_betas_zero_snr: expected False, found True", "another value gives other pictures"
+        "rescale_betas_zero_snr: expected false with prediction_type epsilon, found true", "set v_prediction if"
     )
+    case.edit(SCHEDULER, prediction_type="v_prediction").equal()
 
 
 def test_trained_betas(case: Case) -> None:
