@@ -17,14 +17,13 @@ import numpy as np
 import pytest
 import torch
 
-import koala_runtime.request
 from koala_bundle.manifest import read_manifest
 from koala_bundle.targets import RTX
 from koala_engines.build import build_engines
 from koala_runtime import Pipeline
 from koala_runtime.prompts import PromptEncoder
 from koala_runtime.run import Run
-from koala_runtime.samplers import Table, table_of
+from koala_runtime.samplers import Scheduler, Table
 from koala_tiny.scenes import words
 from tests.support.judge import judge, look
 from tests.support.koala_tiny import CHECKPOINT, picture, requests, score
@@ -69,24 +68,23 @@ def test_three_hundred_prompts(pipe: Pipeline) -> None:
 # --- what must not go unseen
 
 
-def reversed_timesteps(*how: Any) -> Table:
-    table = table_of(*how)
+def reversed_timesteps(table: Table) -> Table:
     return replace(table, timesteps=table.timesteps[::-1].copy())
 
 
-def unit_noise(*how: Any) -> Table:
-    return replace(table_of(*how), init_noise_sigma=1.0)
+def unit_noise(table: Table) -> Table:
+    return replace(table, init_noise_sigma=1.0)
 
 
-def late_coefficients(*how: Any) -> Table:
-    table = table_of(*how)
+def late_coefficients(table: Table) -> Table:
     later = [*range(1, len(table.scales)), -1]
     return replace(table, updates=table.updates[later], scales=table.scales[later])
 
 
 @pytest.mark.parametrize("broken", [reversed_timesteps, unit_noise, late_coefficients])
 def test_a_broken_sampler_is_seen(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, broken: Any) -> None:
-    monkeypatch.setattr(koala_runtime.request, "table_of", broken)
+    table = Scheduler.table
+    monkeypatch.setattr(Scheduler, "table", lambda self, schedule: broken(table(self, schedule)))
     with pytest.raises(AssertionError):
         assert_it_draws_what_it_is_told(pipe)
 

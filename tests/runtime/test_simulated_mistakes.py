@@ -16,6 +16,7 @@ from koala_bundle.errors import KoalaError
 from koala_runtime import Pipeline
 from koala_runtime import program as programs
 from koala_runtime.executor import Executor
+from koala_runtime.run import Run
 from tests.support.simulated import OTHER, assert_equal_to_cpu, draw, simulated
 
 
@@ -84,6 +85,55 @@ def small_arena(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Executor, "load_only", shrunk)
 
 
+def history_of_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(program: programs.Program) -> programs.Program:
+        first = program.steps[0].tensors[programs.HISTORY]
+        steps = (replace(call, tensors={**call.tensors, programs.HISTORY: first}) for call in program.steps)
+        return replace(program, steps=tuple(steps))
+
+    changed_program(monkeypatch, change)
+
+
+def history_that_nobody_clears(monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(program: programs.Program) -> programs.Program:
+        first = program.steps[0].tensors
+        left = {**first, programs.HISTORY: first[programs.NEXT_HISTORY]}
+        return replace(program, steps=(replace(program.steps[0], tensors=left), *program.steps[1:]))
+
+    changed_program(monkeypatch, change)
+
+
+def noise_of_the_first_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    def change(program: programs.Program) -> programs.Program:
+        first = program.steps[0].tensors[programs.NOISE]
+        steps = (replace(call, tensors={**call.tensors, programs.NOISE: first}) for call in program.steps)
+        return replace(program, steps=tuple(steps))
+
+    changed_program(monkeypatch, change)
+
+
+def noise_of_no_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a sampler without noise reads in its place has to hold numbers: zero times NaN is NaN."""
+
+    def change(program: programs.Program) -> programs.Program:
+        unset = replace(program.steps[0].tensors[programs.NOISE], offset=program.images.offset)
+        steps = (replace(call, tensors={**call.tensors, programs.NOISE: unset}) for call in program.steps)
+        return replace(program, steps=tuple(steps))
+
+    changed_program(monkeypatch, change)
+
+
+def noise_of_another_sampler(monkeypatch: pytest.MonkeyPatch) -> None:
+    fill = Run.fill
+    kept = dict[str, Any]()
+
+    def change(self: Run, inputs: Any) -> None:
+        kept.setdefault("noise", inputs["noise"])
+        fill(self, {**inputs, **kept})
+
+    monkeypatch.setattr(Run, "fill", change)
+
+
 MISTAKES = [overlapping, swapped_steps, late_text_encoder, stale_table, latents_in_place, no_warm_up, small_arena]
 
 
@@ -103,3 +153,29 @@ def test_a_mistake_shows(
     with pytest.raises((AssertionError, KoalaError)), simulated(tiny) as gpu:
         draw(gpu, OTHER)
         assert np.array_equal(draw(gpu), wanted)
+
+
+SAMPLED = [
+    (history_of_the_first_step, "dpmpp_2m"),
+    (history_of_the_first_step, "heun"),
+    (history_that_nobody_clears, "unipc"),
+    (noise_of_the_first_row, "euler_a"),
+    (noise_of_no_one, "dpmpp_2m"),
+    (noise_of_another_sampler, "dpmpp_2m_sde"),
+]
+
+
+@pytest.mark.parametrize(("mistake", "name"), SAMPLED, ids=lambda each: getattr(each, "__name__", each))
+def test_a_mistake_with_what_euler_lacks_shows(
+    tiny: Path, mistake: Any, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """History and noise of other samplers, on pictures whose second is captured."""
+    with Pipeline(tiny, "cpu") as cpu:
+        wanted = draw(cpu, scheduler=name, num_inference_steps=3)
+    with simulated(tiny) as gpu:
+        draw(gpu, OTHER, scheduler=name, num_inference_steps=3, seed=4)
+        assert np.array_equal(draw(gpu, scheduler=name, num_inference_steps=3), wanted)
+    mistake(monkeypatch)
+    with pytest.raises((AssertionError, KoalaError)), simulated(tiny) as gpu:
+        draw(gpu, OTHER, scheduler=name, num_inference_steps=3, seed=4)
+        assert np.array_equal(draw(gpu, scheduler=name, num_inference_steps=3), wanted)

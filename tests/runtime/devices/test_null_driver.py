@@ -23,7 +23,7 @@ from koala_bundle.targets import RTX
 from koala_runtime import Pipeline
 from koala_runtime.budget import budget
 from tests.support.nulldriver import LAUNCH_FAILED, OUT_OF_MEMORY, changes, null_process, scenarios
-from tests.support.nulldriver.scenarios import SEEDS, WAYS, Images, Outcome, Seen
+from tests.support.nulldriver.scenarios import SAMPLED, SEEDS, WAYS, Images, Outcome, Seen
 
 OnNullDriver = Callable[..., Any]
 FREES = (
@@ -64,6 +64,15 @@ def test_every_way_to_draw(way: str, unchanged: Callable[[str], Seen], wanted: l
     assert seen.wrong == []
     assert "graphs" not in seen.held, "freed when they are no longer needed"
     assert seen.held["events"] == 1, "the one that is waited for"
+
+
+@pytest.mark.parametrize("way", SAMPLED)
+def test_every_kind_of_sampler(way: str, unchanged: Callable[[str], Seen], null_bundle: Path) -> None:
+    with Pipeline(null_bundle, "cpu") as pipe:
+        on_processor = [SAMPLED[way][0](pipe, seed) for seed in SEEDS]
+    seen = unchanged(way)
+    assert np.array_equal(seen.pictures, on_processor)
+    assert seen.wrong == []
 
 
 def test_a_later_picture_is_one_launch_and_one_wait(unchanged: Callable[[str], Seen]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tests.support.nulldriver import changes, scenarios
-from tests.support.nulldriver.scenarios import WAYS, Seen
+from tests.support.nulldriver.scenarios import SAMPLED, WAYS, Seen
 
 OnNullDriver = Callable[..., Any]
 
@@ -23,6 +23,8 @@ def unchanged(on_null_driver: OnNullDriver, null_bundle: Path) -> Callable[[str]
 
 CUDA, TENSORRT = "koala_runtime.devices.cuda", "koala_runtime.devices.tensorrt"
 EXECUTOR, RUN, MACHINE = "koala_runtime.executor", "koala_runtime.run", "koala_machine.tensorrt"
+PROGRAM, INPUTS, PIPELINE = "koala_runtime.program", "koala_runtime.inputs", "koala_runtime.pipeline"
+NEXT, ROW = "NEXT_HISTORY: history[i + 1]}", ".row(step, t.shape)"
 COPY_IN = "array.ctypes.data, array.nbytes, self.stream)\n\n    def copy_out"
 MISTAKES = {
     "no run before the capture": (
@@ -164,6 +166,30 @@ MISTAKES = {
         "if not self.executor.has_room(program):",
         "if False:",
     ),
+    "history that nobody clears": ("history", PROGRAM, "HISTORY: history[i],", "HISTORY: history[i or 1],"),
+    "history that is read where it is written": ("history", PROGRAM, NEXT, "NEXT_HISTORY: history[i]}"),
+    "history that stays with the first step": ("history", PROGRAM, "HISTORY: history[i],", "HISTORY: history[0],"),
+    "history of the step before last": ("history and noise", PROGRAM, NEXT, "NEXT_HISTORY: history[0]}"),
+    "the first row of a table in every step": ("history", PROGRAM, ROW, ".row(0, t.shape)"),
+    "the noise of the next row": (
+        "noise in every row",
+        PROGRAM,
+        ROW,
+        ".row((step + (t.name == NOISE)) % steps, t.shape)",
+    ),
+    "noise from the first row on": (
+        "noise in some rows",
+        INPUTS,
+        "table[schedule.draws, :",
+        "table[: schedule.draws.sum(), :",
+    ),
+    "a program of a sampler without noise": ("noise in every row", PIPELINE, "bool(table.draws.any())", "False"),
+    "noise that is left out": (
+        "history and noise",
+        INPUTS,
+        "table.reshape(steps, -1)",
+        "table.reshape(steps, -1) * 0",
+    ),
     "a logger per plan": ("plain", MACHINE, "@cache\n", ""),
 }
 
@@ -173,5 +199,5 @@ def test_a_mistake_shows(
     mistake: str, on_null_driver: OnNullDriver, null_bundle: Path, unchanged: Callable[[str], Seen]
 ) -> None:
     way, *change = MISTAKES[mistake]
-    right = unchanged(way if way in WAYS else "plain")
+    right = unchanged(way if way in {**WAYS, **SAMPLED} else "plain")
     assert on_null_driver(changes.draw_changed, null_bundle, way, right, *change) != []

@@ -6,8 +6,10 @@ import ctypes
 import gc
 import importlib
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -178,7 +180,7 @@ def used_by_a_device(device: int) -> tuple[int, list[str]]:
 
 @contextmanager
 def changed(module: str, old: str, new: str) -> Iterator[None]:
-    """Put functions of a changed text in the place of a module's own."""
+    """Put functions of a changed text in the place of a module's own, also where others have imported them."""
     owner = importlib.import_module(module)
     text = inspect.getsource(owner)
     assert text.count(old) == 1, f"{text.count(old)} times in {module}: {old}"
@@ -188,9 +190,9 @@ def changed(module: str, old: str, new: str) -> Iterator[None]:
     for name, value in made.items():
         if getattr(value, "__module__", None) != module:
             continue
-        place = getattr(owner, name) if inspect.isclass(value) else owner
+        places = [getattr(owner, name)] if inspect.isclass(value) else _holders(getattr(owner, name), name)
         members = vars(value) if inspect.isclass(value) else {name: value}
-        for member, function in members.items():
+        for place, (member, function) in product(places, members.items()):
             if inspect.isfunction(function):
                 before.append((place, member, vars(place)[member]))
                 setattr(place, member, function)
@@ -199,6 +201,11 @@ def changed(module: str, old: str, new: str) -> Iterator[None]:
     finally:
         for place, member, function in before:
             setattr(place, member, function)
+
+
+def _holders(value: Any, name: str) -> list[Any]:
+    modules = [module for key, module in sys.modules.items() if key.startswith("koala_")]
+    return [module for module in modules if vars(module).get(name) is value]
 
 
 def draw_changed(bundle: Path, way: str, right: Seen, module: str, old: str, new: str) -> list[str]:

@@ -113,6 +113,25 @@ WAYS: dict[str, tuple[Callable[[Pipeline, int], Images], dict[str, Any]]] = {
 }
 
 
+def sampled(name: str, steps: int) -> Callable[[Pipeline, int], Images]:
+    """Draw three rows of a sampler, after three of Euler, which has no history and no noise of its own."""
+
+    def function(pipe: Pipeline, seed: int) -> Images:
+        plain(pipe, seed, num_inference_steps=3)
+        return plain(pipe, seed, num_inference_steps=steps, scheduler=name)
+
+    return function
+
+
+SAMPLED: dict[str, tuple[Callable[[Pipeline, int], Images], dict[str, Any]]] = {
+    "history": (sampled("unipc", 3), {}),
+    "noise in every row": (sampled("euler_a", 3), {}),
+    "noise in some rows": (sampled("dpm2_a", 2), {}),
+    "history and noise": (sampled("dpmpp_3m_sde_karras", 3), {}),
+}
+"""Samplers with what Euler lacks."""
+
+
 @dataclass
 class Seen:
     """What came of drawing a picture for each of SEEDS.
@@ -129,7 +148,7 @@ class Seen:
 
 
 def draw(bundle: Path, way: str) -> Seen:
-    seen, (function, options), driver = Seen(), WAYS[way], nulldriver.driver
+    seen, (function, options), driver = Seen(), {**WAYS, **SAMPLED}[way], nulldriver.driver
     driver.reset()
     driver.memory(24 << 30)
     with Pipeline(bundle, "rtx", **options) as pipe:
