@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -61,6 +61,27 @@ def plot_sweep(sweep: Sweep, ending: str, *, dark: bool) -> bytes:
         return figure
 
     return _render(draw, ending, dark)
+
+
+def plot_samplers(panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], ending: str, *, dark: bool) -> bytes:
+    """Return a panel of lines per quantity: (evaluations of the U-Net, value) by sampler."""
+
+    def draw(pyplot: Any) -> Any:
+        names = [*dict.fromkeys(name for lines in panels.values() for name in lines)]
+        figure, axes = pyplot.subplots(1, len(panels), figsize=(6.2 * len(panels), 5.4), squeeze=False)
+        for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
+            for name, points in lines.items():
+                place = names.index(name)
+                style = {"color": _LINES[place % len(_LINES)], "marker": _MARKERS[place // len(_LINES) % len(_MARKERS)]}
+                axis.plot(*zip(*points, strict=True), label=name, markersize=4, linewidth=1.2, **style)
+            axis.set_xlabel("evaluations of the U-Net")
+            axis.set_ylabel(title)
+            axis.grid(alpha=0.25)
+        known = {text: line for axis in axes[0] for line, text in zip(*axis.get_legend_handles_labels(), strict=True)}
+        figure.legend(known.values(), known.keys(), loc="upper center", ncols=6, frameon=False)
+        return figure
+
+    return _render(draw, ending, dark, top=0.16)
 
 
 def _render(draw: Callable[[Any], Any], ending: str, dark: bool, top: float = 0.0) -> bytes:

@@ -1,0 +1,46 @@
+"""Samplers and steps on koala-tiny: ``python -m tests.support.koala_tiny_samplers BUNDLE FOLDER`` measures and plots.
+
+300 prompts that training never showed, 150 for one thing and 150 for two, each judged by ``tests.support.judge``.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from rich.progress import Progress
+
+from koala_bench.samplers import STEPS, measure, write_plots
+from koala_runtime import Pipeline
+from koala_runtime.samplers.names import STEMS
+from koala_tiny.scenes import words
+from koala_verify.pixels import Pixels
+from tests.support.judge import judge
+from tests.support.koala_tiny import requests
+
+FIRST = ("euler", "dpmpp_2m", "unipc", "euler_a", "heun", "deis", "dpmpp_2m_sde", "ddim")
+FEW = (4, 6, 10, 25)
+
+
+def main(bundle: Path, folder: Path) -> None:
+    """Measure those that people ask for at all steps, and the others at some."""
+    wanted = [*requests(1, 150), *requests(2, 150)]
+    others = [name for name in (*STEMS, "dpmpp_2m_karras", "unipc_karras") if name not in FIRST]
+    cells = [(name, steps) for steps in STEPS for name in FIRST]
+    cells += [(name, steps) for steps in FEW for name in others]
+
+    def is_right(index: int, picture: Pixels) -> bool:
+        return all(judge(picture, wanted[index]).values())
+
+    with Progress() as progress, Pipeline(bundle) as pipe:
+        task = progress.add_task("", total=1.0)
+
+        def show(what: str, share: float) -> None:
+            progress.update(task, description=what, completed=share)
+
+        study = measure(pipe, [words(each) for each in wanted], cells, folder, is_right, show)
+    print(*write_plots(study, folder), sep="\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), Path(sys.argv[2]))
