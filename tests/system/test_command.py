@@ -132,7 +132,7 @@ def test_an_unexpected_failure_is_one_sentence_too(
     def fail(*_: object) -> None:
         raise ZeroDivisionError("[what] it was")
 
-    monkeypatch.setattr("koala_runtime.request.table_of", fail)
+    monkeypatch.setattr("koala_runtime.samplers.classes.Scheduler.table", fail)
     command = ["run", str(bundle(SHAPE)), "a koala", "--output", "koala.png"]
     assert run_app(command) == 1
     shown = capsys.readouterr().err.strip()

@@ -98,7 +98,7 @@ def _print_summary(bundle: Path, manifest: Manifest) -> None:
         "size": f"{profile.width} x {profile.height} px, batch {profile.batch}, {profile.precision}",
         "prompts": _prompts(spec, profile),
         "sampling": f"{sampling.num_inference_steps} steps, {guidance}",
-        "scheduler": ", ".join(_scheduler(spec.scheduler)),
+        "scheduler": _scheduler(spec.scheduler),
         "other schedulers": _other_schedulers(spec.scheduler),
         "u-net": f"{unet}, cross-attention {spec.unet.cross_attention_dim}",
         "text encoders": f"{spec.text_encoder.hidden_size} and {spec.text_encoder_2.hidden_size} wide",
