@@ -22,7 +22,7 @@ from koala_runtime.samplers.second_order import dpm2, dpm2_ancestral, heun
 from koala_runtime.samplers.table import Table
 from koala_runtime.samplers.unipc import unipc
 
-_READ = {field.name for field in fields(Config)} - {"eta", "timesteps", "sigmas", "spacing"}
+_READ = {field.name for field in fields(Config)} - {"eta", "timesteps", "sigmas", "spacing", "begin"}
 _LARGEST = 4000  # the usual ones are below 15; larger ones take as many digits from the picture
 _DEFAULTED = "_use_default_values"
 
@@ -31,13 +31,15 @@ _DEFAULTED = "_use_default_values"
 class Schedule:
     """What a call says of its steps: how many, or at which ``timesteps`` or noise levels; ``eta`` of DDIM and TCD.
 
-    ``sigmas`` has one more than steps: its last is where the picture ends.
+    ``sigmas`` has one more than steps: its last is where the picture ends. ``skipped`` steps at first are left out,
+    where a picture begins with another.
     """
 
     count: int
     eta: float = 0.0
     timesteps: tuple[float, ...] = ()
     sigmas: tuple[float, ...] = ()
+    skipped: int = 0
 
 
 class SchedulerConfig(dict[str, Any]):
@@ -69,6 +71,8 @@ class Scheduler:
     takes_timesteps: ClassVar[bool] = False
     takes_sigmas: ClassVar[bool] = False
     has_whole_timesteps: ClassVar[bool] = True
+    evaluations: ClassVar[int] = 1
+    """Of the U-Net in a step; the last step has one."""
 
     def __init__(self, **keys: Any) -> None:
         self._set(keys, keys)
@@ -114,10 +118,18 @@ class Scheduler:
         self._check(schedule, values)
         spacing = next((each.split("_")[1] for each in SIGMA_SWITCHES if values.get(each)), "")
         read = {key: value for key, value in values.items() if key in _READ}
-        config = Config(**read, spacing=spacing, eta=schedule.eta, timesteps=schedule.timesteps, sigmas=schedule.sigmas)
+        begin = schedule.skipped * self.evaluations
+        config = Config(
+            **read,
+            spacing=spacing,
+            eta=schedule.eta,
+            timesteps=schedule.timesteps,
+            sigmas=schedule.sigmas,
+            begin=begin,
+        )
         with np.errstate(all="ignore"):
             try:
-                table = type(self).sampler(config, schedule.count)
+                table = type(self).sampler(config, schedule.count).after(begin)
                 largest = table.magnification
             except (ArithmeticError, ValueError):
                 largest = math.nan
@@ -201,19 +213,19 @@ class EulerAncestralDiscreteScheduler(Scheduler):
 class HeunDiscreteScheduler(Scheduler):
     """Heun's method; two evaluations a step."""
 
-    sampler, takes_timesteps, has_whole_timesteps = heun, True, False
+    sampler, evaluations, takes_timesteps, has_whole_timesteps = heun, 2, True, False
 
 
 class KDPM2DiscreteScheduler(Scheduler):
     """DPM2; two evaluations a step."""
 
-    sampler = dpm2
+    sampler, evaluations = dpm2, 2
 
 
 class KDPM2AncestralDiscreteScheduler(Scheduler):
     """DPM2 with fresh noise in every step; two evaluations a step."""
 
-    sampler = dpm2_ancestral
+    sampler, evaluations = dpm2_ancestral, 2
 
 
 class LMSDiscreteScheduler(Scheduler):

@@ -11,7 +11,7 @@ class Config:
 
     ``spacing`` is ``karras``, ``exponential``, ``beta`` or ``lu`` for ``use_karras_sigmas`` and so on, else empty;
     ``sigma_min`` and ``sigma_max`` limit it. Of a call: ``eta`` for DDIM and TCD; its own ``timesteps``, or noise
-    levels ``sigmas`` of which the last is where the picture ends.
+    levels ``sigmas`` of which the last is where the picture ends; ``begin``, the rows that it leaves out at first.
     """
 
     num_train_timesteps: int = 1000
@@ -43,3 +43,4 @@ class Config:
     eta: float = 0.0
     timesteps: tuple[float, ...] = ()
     sigmas: tuple[float, ...] = ()
+    begin: int = 0

@@ -8,7 +8,7 @@ import numpy as np
 
 from koala_runtime.samplers.config import Config
 from koala_runtime.samplers.forms import NOISE, X, original_and_noise
-from koala_runtime.samplers.levels import alphas_cumprod
+from koala_runtime.samplers.levels import alphas_cumprod, share_level
 from koala_runtime.samplers.table import Row, Table, make_table
 
 _SIGMA_DATA = 0.5  # of diffusers' LCMScheduler
@@ -25,7 +25,7 @@ def lcm(config: Config, steps: int) -> Table:
         jumped = scaled / math.hypot(scaled, _SIGMA_DATA) * x0 + skip * X
         if to is not None:
             jumped = math.sqrt(shares[to]) * jumped + math.sqrt(1 - shares[to]) * NOISE
-        rows.append(Row(time, [jumped], draws=to is not None))
+        rows.append(Row(time, [jumped], share_level(shares[time]), draws=to is not None))
     return make_table(rows)
 
 
@@ -42,7 +42,7 @@ def tcd(config: Config, steps: int) -> Table:
         if draws:
             kept = shares[to] / shares[below]
             form = math.sqrt(kept) * form + math.sqrt(1 - kept) * NOISE
-        rows.append(Row(time, [form], draws=draws))
+        rows.append(Row(time, [form], share_level(shares[time]), draws=draws))
     return make_table(rows)
 
 

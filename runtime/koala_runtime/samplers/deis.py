@@ -18,7 +18,7 @@ def deis(config: Config, steps: int) -> Table:
     rows, count = list[Row](), len(times)
     few = config.lower_order_final and count < FEW
     for index, time in enumerate(times):
-        order = min(config.solver_order, index + 1)
+        order = min(config.solver_order, max(index - config.begin, 0) + 1)
         if few and index >= count - 2:
             order = min(order, count - index)
         alpha_0, sigma_0 = alpha_sigma(rhos[index])
@@ -36,7 +36,7 @@ def deis(config: Config, steps: int) -> Table:
                 part = [_antiderivative(at, points[place], *others) for at in (float(rhos[index + 1]), points[0])]
                 moved = moved + (part[0] - part[1]) * past
             moved = alpha * moved
-        rows.append(Row(time, [moved, noise, H1]))
+        rows.append(Row(time, [moved, noise, H1], (alpha_0, sigma_0)))
     return make_table(rows)
 
 

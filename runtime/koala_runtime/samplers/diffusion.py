@@ -6,7 +6,7 @@ import math
 
 from koala_runtime.samplers.config import Config
 from koala_runtime.samplers.forms import NOISE, X, original_and_noise
-from koala_runtime.samplers.levels import alphas_cumprod, whole_timesteps
+from koala_runtime.samplers.levels import alphas_cumprod, share_level, whole_timesteps
 from koala_runtime.samplers.table import Row, Table, make_table
 
 _LEAST_VARIANCE = 1e-20  # as in diffusers
@@ -22,7 +22,7 @@ def ddim(config: Config, steps: int) -> Table:
         x0, noise = original_and_noise(math.sqrt(here), math.sqrt(1 - here), config.prediction_type)
         up = config.eta * math.sqrt((1 - there) / (1 - here) * (1 - here / there))
         form = math.sqrt(there) * x0 + math.sqrt(max(1 - there - up**2, 0.0)) * noise + up * NOISE
-        rows.append(Row(time, [form], draws=config.eta > 0))
+        rows.append(Row(time, [form], share_level(here), draws=config.eta > 0))
     return make_table(rows)
 
 
@@ -38,5 +38,6 @@ def ddpm(config: Config, steps: int) -> Table:
         if config.variance_type == "fixed_large":
             variance = 1 - kept
         mean = math.sqrt(there) * (1 - kept) / (1 - here) * x0 + math.sqrt(kept) * (1 - there) / (1 - here) * X
-        rows.append(Row(time, [mean + (math.sqrt(variance) if time else 0) * NOISE], draws=time > 0))
+        form = mean + (math.sqrt(variance) if time else 0) * NOISE
+        rows.append(Row(time, [form], share_level(here), draws=time > 0))
     return make_table(rows)

@@ -23,14 +23,14 @@ def dpm_multistep(config: Config, steps: int) -> Table:
     rows, count = list[Row](), len(times)
     few = config.lower_order_final and count < FEW
     for index, time in enumerate(times):
-        order = min(config.solver_order, index + 1)
+        order = min(config.solver_order, max(index - config.begin, 0) + 1)
         if index == count - 1 and (few or config.euler_at_final or config.final_sigmas_type == "zero"):
             order = 1
         if index == count - 2 and few:
             order = min(order, 2)
         model = model_output(config, sigmas[index])
         moved = _update(config, sigmas, index, index, _multistep_differences(sigmas, index, order, model), X)
-        rows.append(Row(time, [moved, model, H1], draws=_is_stochastic(config)))
+        rows.append(Row(time, [moved, model, H1], alpha_sigma(sigmas[index]), draws=_is_stochastic(config)))
     return make_table(rows)
 
 
@@ -38,11 +38,13 @@ def dpm_singlestep(config: Config, steps: int) -> Table:
     """Groups of steps of order 1, 2, 3 that all start where the group did: h3 keeps that sample."""
     times, sigmas = solver_levels(config, steps, "singlestep")
     rows = list[Row]()
-    for index, (time, order) in enumerate(zip(times, _orders(config, steps), strict=True)):
+    for index, (time, allowed) in enumerate(zip(times, _orders(config, steps), strict=True)):
+        order = min(allowed, max(index - config.begin, 0) + 1)
         model, start = model_output(config, sigmas[index]), X if order == 1 else H3
         differences = _singlestep_differences(config, sigmas, index, order, model)
         moved = _update(config, sigmas, index, index - order + 1, differences, start)
-        rows.append(Row(time, [moved, model, H1, start], draws=_is_stochastic(config)))
+        level = alpha_sigma(sigmas[index])
+        rows.append(Row(time, [moved, model, H1, start], level, draws=_is_stochastic(config)))
     return make_table(rows)
 
 

@@ -17,7 +17,7 @@ def euler(config: Config, steps: int) -> Table:
     """x' = x + (sigma' - sigma) dx/dsigma; arXiv 2206.00364, algorithm 2 without noise."""
     found = levels(config, steps)
     rows = [
-        Row(time, [X + (after - sigma) * slope(sigma, config.prediction_type)], scale(sigma))
+        Row(time, [X + (after - sigma) * slope(sigma, config.prediction_type)], (1, sigma), scale(sigma))
         for time, sigma, after in zip(found.timesteps, found.sigmas[:-1], found.sigmas[1:], strict=True)
     ]
     return make_table(rows, found.init_noise_sigma)
@@ -30,7 +30,7 @@ def euler_ancestral(config: Config, steps: int) -> Table:
     for time, sigma, after in zip(found.timesteps, found.sigmas[:-1], found.sigmas[1:], strict=True):
         down, up = split(sigma, after)
         forms = [X + (down - sigma) * slope(sigma, config.prediction_type) + up * NOISE]
-        rows.append(Row(time, forms, scale(sigma), draws=True))
+        rows.append(Row(time, forms, (1, sigma), scale(sigma), draws=True))
     return make_table(rows, found.init_noise_sigma)
 
 
@@ -50,7 +50,7 @@ def edm_euler(config: Config, steps: int) -> Table:
         total = math.hypot(sigma, data)
         sign = 1 if config.prediction_type == "epsilon" else -1
         x0 = (data / total) ** 2 * X + sign * sigma * data / total * PREDICTION
-        rows.append(Row(0.25 * math.log(sigma), [X + (after - sigma) / sigma * (X - x0)], 1 / total))
+        rows.append(Row(0.25 * math.log(sigma), [X + (after - sigma) / sigma * (X - x0)], (1, sigma), 1 / total))
     return make_table(rows, math.hypot(config.sigma_max, 1))
 
 

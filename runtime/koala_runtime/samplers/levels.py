@@ -48,6 +48,11 @@ def _linspace(start: float, end: float, count: int) -> NDArray[np.float32]:
     return found
 
 
+def share_level(share: float) -> tuple[float, float]:
+    """Return what a picture and noise are multiplied by where ``share`` of the variance is the picture's."""
+    return math.sqrt(share), math.sqrt(1 - share)
+
+
 def train_sigmas(config: Config) -> NDArray[np.float32]:
     """Return sqrt((1 - a) / a) of every ``alphas_cumprod``."""
     shares = alphas_cumprod(config).copy()

@@ -10,7 +10,7 @@ import numpy as np
 from koala_runtime.samplers.config import Config
 from koala_runtime.samplers.euler import scale
 from koala_runtime.samplers.forms import H1, H2, H3, PREDICTION, Form, X, slope
-from koala_runtime.samplers.levels import alphas_cumprod, levels, whole_timesteps
+from koala_runtime.samplers.levels import alphas_cumprod, levels, share_level, whole_timesteps
 from koala_runtime.samplers.table import Row, Table, make_table
 
 ORDER = 4
@@ -27,7 +27,7 @@ def lms(config: Config, steps: int) -> Table:
         points = [found.sigmas[index - back] for back in range(order)]
         weights = _integrals(points, sigma, found.sigmas[index + 1])
         moved = X + sum((w * each for w, each in zip(weights, (now, H1, H2, H3), strict=False)), 0 * X)
-        rows.append(Row(time, [moved, now, H1, H2], scale(sigma)))
+        rows.append(Row(time, [moved, now, H1, H2], (1, sigma), scale(sigma)))
     return make_table(rows, found.init_noise_sigma)
 
 
@@ -65,12 +65,13 @@ def plms(config: Config, steps: int) -> Table:
         (55 * PREDICTION - 59 * H1 + 37 * H2 - 9 * H3) / 24,
     )
     rows = []
-    for index, time in enumerate(map(int, times)):
+    for row, time in enumerate(map(int, times)):
+        index = max(row - config.begin, 0)
         if index == 0:  # h1 keeps x, h2 the first prediction
             forms = [moved(X, time, time - apart, PREDICTION), X, PREDICTION]
         elif index == 1:
             forms = [moved(H1, time + apart, time, (PREDICTION + H2) / 2), H2]
         else:
             forms = [moved(X, time, time - apart, blends[min(index - 1, 3)]), PREDICTION, H1, H2]
-        rows.append(Row(time, forms))
+        rows.append(Row(time, forms, share_level(shares[time])))
     return make_table(rows)

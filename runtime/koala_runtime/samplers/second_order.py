@@ -23,10 +23,10 @@ def heun(config: Config, steps: int) -> Table:
     for index, time in enumerate(found.timesteps):
         sigma, after = found.sigmas[index], found.sigmas[index + 1]
         part = (after - sigma) * slope(sigma, kind)
-        rows.append(Row(time, [X + part, X + part / 2], scale(sigma)))
+        rows.append(Row(time, [X + part, X + part / 2], (1, sigma), scale(sigma)))
         if index < count - 1:
             corrected = H1 + (after - sigma) / 2 * slope(after, kind)
-            rows.append(Row(found.timesteps[index + 1], [corrected], scale(after)))
+            rows.append(Row(found.timesteps[index + 1], [corrected], (1, after), scale(after)))
     return make_table(rows, found.init_noise_sigma)
 
 
@@ -48,11 +48,12 @@ def _dpm2(config: Config, steps: int, *, ancestral: bool) -> Table:
     for index, time in enumerate(times):
         sigma, after = found.sigmas[index], found.sigmas[index + 1]
         if index == len(times) - 1:
-            rows.append(Row(time, [X - sigma * slope(sigma, kind)], scale(sigma)))
+            rows.append(Row(time, [X - sigma * slope(sigma, kind)], (1, sigma), scale(sigma)))
             break
         down, up = split(sigma, after) if ancestral else (after, 0.0)
         middle = float(np.float32(math.exp((math.log(sigma) + math.log(down)) / 2)))
-        rows.append(Row(time, [X + (middle - sigma) * slope(sigma, kind), X], scale(sigma)))
+        rows.append(Row(time, [X + (middle - sigma) * slope(sigma, kind), X], (1, sigma), scale(sigma)))
         second = H1 + (down - sigma) * slope(middle, kind) + up * NOISE
-        rows.append(Row(float(timestep_of(middle, logs)), [second], scale(middle), draws=ancestral))
+        # Between both levels diffusers puts a known picture at the lower one.
+        rows.append(Row(float(timestep_of(middle, logs)), [second], (1, after), scale(middle), draws=ancestral))
     return make_table(rows, found.init_noise_sigma)

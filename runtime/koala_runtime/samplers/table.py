@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -16,11 +16,13 @@ from koala_runtime.samplers.forms import HISTORY, Form
 class Row(NamedTuple):
     """One evaluation of the U-Net: ``forms`` give x' and as many of h1', h2', h3' as are used.
 
-    ``scale`` is c_in, ``draws`` whether diffusers draws noise in this step.
+    ``scale`` is c_in, ``draws`` whether diffusers draws noise in this step. ``level``: latents of a known picture x0
+    are level[0] x0 + level[1] n before this row, with noise n.
     """
 
     timestep: float
     forms: Sequence[Form]
+    level: tuple[float, float]
     scale: float = 1.0
     draws: bool = False
 
@@ -29,14 +31,15 @@ class Row(NamedTuple):
 class Table:
     """A sampler's rows, of which there may be more than steps.
 
-    ``timesteps`` float32 [rows], ``scales`` float64 [rows], ``updates`` float64 [rows, 4, 6], ``draws`` bool [rows];
-    ``init_noise_sigma`` scales the first latents.
+    ``timesteps`` float32 [rows], ``scales`` float64 [rows], ``updates`` float64 [rows, 4, 6], ``draws`` bool [rows],
+    ``levels`` float64 [rows, 2]; ``init_noise_sigma`` scales the first latents of a picture that begins with noise.
     """
 
     timesteps: NDArray[np.float32]
     scales: NDArray[np.float64]
     updates: NDArray[np.float64]
     draws: NDArray[np.bool_]
+    levels: NDArray[np.float64]
     init_noise_sigma: float = 1.0
 
     @property
@@ -61,9 +64,21 @@ class Table:
         """Return the rows down to a share of the training timesteps; as in diffusers, 0 and 1 are no limit."""
         if not end or end == 1:
             return self
-        rows = int((self.timesteps >= round(num_train_timesteps - end * num_train_timesteps)).sum())
-        return Table(
-            self.timesteps[:rows], self.scales[:rows], self.updates[:rows], self.draws[:rows], self.init_noise_sigma
+        return self._rows(0, int((self.timesteps >= round(num_train_timesteps - end * num_train_timesteps)).sum()))
+
+    def after(self, rows: int) -> Table:
+        """Return the table without its first rows."""
+        return self._rows(rows, len(self.timesteps))
+
+    def _rows(self, start: int, end: int) -> Table:
+        part = slice(start, end)
+        return replace(
+            self,
+            timesteps=self.timesteps[part],
+            scales=self.scales[part],
+            updates=self.updates[part],
+            draws=self.draws[part],
+            levels=self.levels[part],
         )
 
     @property
@@ -83,5 +98,6 @@ def make_table(rows: Sequence[Row], init_noise_sigma: float = 1.0) -> Table:
         scales=np.array([row.scale for row in rows], float),
         updates=updates,
         draws=np.array([row.draws for row in rows], bool),
+        levels=np.array([row.level for row in rows], float),
         init_noise_sigma=float(init_noise_sigma),
     )

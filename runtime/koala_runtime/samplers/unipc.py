@@ -33,16 +33,17 @@ def unipc(config: Config, steps: int) -> Table:
     times, sigmas = solver_levels(config, steps, "unipc")
     rows, count, gain = list[Row](), len(times), 0.0
     for index, time in enumerate(times):
-        outputs = original_and_noise(*alpha_sigma(sigmas[index]), config.prediction_type)
+        level = alpha_sigma(sigmas[index])
+        outputs = original_and_noise(*level, config.prediction_type)
         model = outputs[0 if config.predict_x0 else 1]
-        x = H1 + gain * model if index else X
+        x = H1 + gain * model if index > config.begin else X
         allowed = min(config.solver_order, count - index) if config.lower_order_final else config.solver_order
-        order = min(allowed, index + 1)
+        order = min(allowed, max(index - config.begin, 0) + 1)
         predicted, _ = _moved(config, sigmas, index, order, x, (model, H2, H3), corrector=False)
         corrected = ZERO
         if index + 1 < count:
             corrected, gain = _moved(config, sigmas, index, order, x, (model, H2, H3), corrector=True)
-        rows.append(Row(time, [predicted, corrected, model, H2]))
+        rows.append(Row(time, [predicted, corrected, model, H2], level))
     return make_table(rows)
 
 
