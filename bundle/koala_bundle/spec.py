@@ -73,7 +73,8 @@ class Profile:
 
     ``height`` and ``width`` in pixels; ``cfg``: batched guidance, ``guidance_rescale``: with rescaling;
     ``prompt_chunks``: chunks of text that the U-Net attends to, each as long as the text encoders' sequence;
-    ``clip_skip``: layers of the text encoders that prompts leave out, beside the last one.
+    ``clip_skip``: layers of the text encoders that prompts leave out, beside the last one; ``encoder``: with the VAE's
+    encoder, and what it takes to draw from a picture.
     """
 
     height: int = 1024
@@ -84,6 +85,7 @@ class Profile:
     prompt_chunks: int = 1
     clip_skip: int = 0
     guidance_rescale: bool = False
+    encoder: bool = False
 
     @property
     def rows(self) -> int:

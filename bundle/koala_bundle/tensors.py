@@ -71,6 +71,8 @@ def components(spec: ModelSpec, profile: Profile) -> tuple[Component, ...]:
     - ``coefficients`` float32 [25]: the sampler's update in this step (``koala_export.sampler_step``).
     - ``timestep`` float32 [1]: the U-Net's conditioning value.
     - ``latents`` float32 [batch, channels, height / 8, width / 8]; ``noise`` fresh normals of this shape.
+    - ``mask`` float32 [batch, 1, height / 8, width / 8]: 1 where the step's latents are taken, 0 where ``kept`` are.
+    - ``image_mean``, ``image_std``: the distribution of a picture's latents, in the unit of ``latents``.
     - ``history`` float32 [HISTORY, *latents]: what the sampler keeps of earlier steps; zeros before the first.
     """
     first, second, unet, vae = spec.text_encoder, spec.text_encoder_2, spec.unet, spec.vae
@@ -85,7 +87,15 @@ def components(spec: ModelSpec, profile: Profile) -> tuple[Component, ...]:
     hidden_states_2 = IOTensor("hidden_states_2", half, (rows, tokens_2, second.hidden_size))
     text_embeds = IOTensor("text_embeds", half, (rows, second.projection_dim or 0))
     latents = IOTensor("latents", "float32", latent_shape)
+    mask = IOTensor("mask", "float32", (batch, 1, *latent_shape[2:]))
+    image_shape = (batch, profile.height, profile.width, 3)
+    encoder = Component(
+        "vae_encoder",
+        (IOTensor("image", "uint8", image_shape),),
+        (IOTensor("image_mean", "float32", latent_shape), IOTensor("image_std", "float32", latent_shape)),
+    )
     return (
+        *((encoder,) if profile.encoder else ()),
         Component(
             "text_encoder",
             (IOTensor("input_ids", "int32", (rows, tokens)), prompt_mask),
@@ -102,6 +112,7 @@ def components(spec: ModelSpec, profile: Profile) -> tuple[Component, ...]:
                 latents,
                 IOTensor("history", "float32", (HISTORY, *latent_shape)),
                 IOTensor("noise", "float32", latent_shape, per_step=True),
+                *((mask, IOTensor("kept", "float32", latent_shape, per_step=True)) if profile.encoder else ()),
                 IOTensor("coefficients", "float32", (COEFFICIENTS,), per_step=True),
                 IOTensor("timestep", "float32", (1,), per_step=True),
                 *((IOTensor("guidance_scale", "float32", (1,)),) if profile.cfg else ()),
@@ -119,6 +130,6 @@ def components(spec: ModelSpec, profile: Profile) -> tuple[Component, ...]:
         Component(
             "vae_decoder",
             (latents,),
-            (IOTensor("images", "uint8", (batch, profile.height, profile.width, 3)),),
+            (IOTensor("images", "uint8", image_shape),),
         ),
     )

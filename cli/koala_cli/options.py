@@ -94,6 +94,9 @@ Embeddings: TypeAlias = Annotated[
 GuidanceRescale: TypeAlias = Annotated[
     bool, option("Compile the rescaling of guidance in, for calls that ask for it.", "--guidance-rescale")
 ]
+WithEncoder: TypeAlias = Annotated[
+    bool, option("Compile the VAE's encoder, too: for pictures from pictures.", "--encoder")
+]
 
 # koala engines
 BuildTargets: TypeAlias = Annotated[

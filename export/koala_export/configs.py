@@ -48,7 +48,7 @@ _FIX_SHAPE = "use a checkpoint of the SDXL shape, saved by diffusers"
 
 def source_file(component: str) -> str:
     """Return the configuration file that a component's graph comes from."""
-    return CONFIG_FILES[{"denoiser": "unet", "vae_decoder": "vae"}.get(component, component)]
+    return CONFIG_FILES[{"denoiser": "unet", "vae_decoder": "vae", "vae_encoder": "vae"}.get(component, component)]
 
 
 def read_spec(configs: Mapping[str, Config]) -> ModelSpec:

@@ -73,6 +73,7 @@ class ExportOptions:
     prompt_chunks: int = 1
     clip_skip: int = 0
     guidance_rescale: bool = False
+    encoder: bool = False
     embeddings: tuple[Path, ...] = ()
 
 
@@ -93,6 +94,7 @@ def options_of(manifest: Manifest) -> ExportOptions:
         prompt_chunks=profile.prompt_chunks,
         clip_skip=profile.clip_skip,
         guidance_rescale=profile.guidance_rescale,
+        encoder=profile.encoder,
     )
 
 
@@ -168,6 +170,7 @@ def _resolve(checkpoint: Checkpoint, options: ExportOptions) -> tuple[ModelSpec,
         options.prompt_chunks,
         options.clip_skip,
         options.guidance_rescale,
+        options.encoder,
     )
     check_profile(profile, spec)
     _check_clip_skip(checkpoint, profile.clip_skip)

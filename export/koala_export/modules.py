@@ -79,6 +79,8 @@ class Denoiser(nn.Module):
         time_ids: Tensor,
         guidance_scale: Tensor | None = None,
         guidance_rescale: Tensor | None = None,
+        mask: Tensor | None = None,
+        kept: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         sample = latents * input_scale(coefficients)
         if guidance_scale is not None:
@@ -98,23 +100,55 @@ class Denoiser(nn.Module):
                 # Section 3.4 of arXiv 2305.08891: the deviation of the prompt's own prediction.
                 ratio = _deviation(positive) / _deviation(prediction)
                 prediction = guidance_rescale * (prediction * ratio) + (1 - guidance_rescale) * prediction
-        return advance(latents, history, prediction, noise, coefficients)
+        next_latents, next_history = advance(latents, history, prediction, noise, coefficients)
+        if mask is not None and kept is not None:
+            next_latents = mask * next_latents + (1 - mask) * kept
+        return next_latents, next_history
+
+
+class VAEEncoder(nn.Module):
+    """image, uint8 NHWC -> image_mean, image_std of its latents, scaled as the U-Net reads them."""
+
+    shift: Tensor
+    factor: Tensor
+
+    def __init__(self, vae: Any) -> None:
+        super().__init__()
+        self.vae = vae
+        mean, std, _ = latents_statistics(vae)
+        self.register_buffer("shift", mean)
+        self.register_buffer("factor", vae.config.scaling_factor / std)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        # The cast comes first: TensorRT takes uint8 at a network's edge only.
+        pixels = (image.float() / 255 * 2 - 1).permute(0, 3, 1, 2)
+        found = self.vae.encode(pixels.to(self.vae.dtype), return_dict=False)[0].parameters.float()
+        mean, log_variance = found.chunk(2, dim=1)
+        deviation = torch.exp(0.5 * log_variance.clamp(-30, 20))  # as DiagonalGaussianDistribution has it
+        return (mean - self.shift) * self.factor, deviation * self.factor
+
+
+def latents_statistics(vae: Any) -> tuple[Tensor, Tensor, bool]:
+    """Return mean and deviation that a VAE's latents have, [1, channels, 1, 1], and whether it says so."""
+    mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
+    if mean is None or std is None:
+        return torch.zeros(()), torch.ones(()), False
+    return torch.tensor(mean).reshape(1, -1, 1, 1), torch.tensor(std).reshape(1, -1, 1, 1), True
 
 
 class VAEDecoder(nn.Module):
     """latents -> images, uint8 NHWC."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, vae: Any) -> None:
         super().__init__()
         self.vae = vae
         self.scaling_factor = float(vae.config.scaling_factor)
-        mean, std = vae.config.get("latents_mean"), vae.config.get("latents_std")
-        normalised = mean is not None and std is not None
-        self.std: Tensor | float
-        self.mean: Tensor | float
-        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1) if normalised else torch.ones(()))
-        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1) if normalised else torch.zeros(()))
-        self.normalised = normalised
+        mean, std, self.normalised = latents_statistics(vae)
+        self.register_buffer("std", std)
+        self.register_buffer("mean", mean)
 
     def forward(self, latents: Tensor) -> Tensor:
         scaled = latents / self.scaling_factor
@@ -128,7 +162,7 @@ class VAEDecoder(nn.Module):
 
 def model_of(component: str) -> str:
     """Return which of the checkpoint's models a component has."""
-    return {"denoiser": "unet", "vae_decoder": "vae"}.get(component, component)
+    return {"denoiser": "unet", "vae_decoder": "vae", "vae_encoder": "vae"}.get(component, component)
 
 
 def build_module(
@@ -147,13 +181,15 @@ def build_module(
     dtype = torch.float16 if profile.precision == "fp16" else torch.float32
     name = model_of(component)
     model: Any = checkpoint.load(name, torch.float32 if name == "vae" and spec.vae.force_upcast else dtype)
+    if name == "vae":  # one half is traced, and module passes change what is there
+        setattr(model, "encoder" if component == "vae_decoder" else "decoder", None)
     for each in MODULE_PASSES:
         if each.name in passes and (change := each.run(model, dtype)):
             report(f"{component}: {change}")
     if component == "denoiser":
         return Denoiser(model).eval()
-    if component == "vae_decoder":
-        return VAEDecoder(model).eval()
+    if name == "vae":
+        return (VAEDecoder if component == "vae_decoder" else VAEEncoder)(model).eval()
     if profile.precision == "fp32":
         # In float32 TensorRT has no fused kernel for CLIP's masked attention; plain matrix products always build.
         model.set_attn_implementation("eager")

@@ -39,7 +39,7 @@ def example_inputs(component: Component, seed: int = 0) -> dict[str, Tensor]:
         dtype = getattr(torch, tensor.dtype)
         if tensor.name in fixed:
             inputs[tensor.name] = torch.full(tensor.shape, fixed[tensor.name], dtype=dtype)
-        elif tensor.dtype == "int32":
+        elif tensor.dtype in ("int32", "uint8"):
             inputs[tensor.name] = torch.randint(0, 256, tensor.shape, generator=generator, dtype=dtype)
         else:
             inputs[tensor.name] = torch.randn(tensor.shape, generator=generator).to(dtype)

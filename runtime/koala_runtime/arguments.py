@@ -51,6 +51,13 @@ class Arguments(TypedDict, total=False):
     """For this call: a scheduler, or a name such as ``dpmpp_2m_karras``. Default: ``Pipeline.scheduler``."""
     eta: float | None
     """Share of the noise that DDIM and TCD add, 0 to 1. Default: 0, as in diffusers' pipelines."""
+    image: Any
+    """Begin with this picture, in a bundle with the VAE's encoder: PIL, uint8 [height, width, 3], floats in [0, 1], or
+    a list of them. PIL pictures are resized to the bundle's size."""
+    mask_image: Any
+    """Paint only where this is white, of the same kinds with one channel."""
+    strength: float | None
+    """How much of the picture is painted anew, 0 to 1: the share of the steps. Default: 0.3, with a mask 0.9999."""
     denoising_end: float | None
     """Stop when this share of the noise levels is done, from 0 to 1; take the rest up with ``output_type="latent"``."""
     guidance_scale: float | None
@@ -101,6 +108,11 @@ REFUSED: Mapping[str, tuple[str, str]] = {
     "ip_adapter_image": ("no picture prompts: engines hold the U-Net as exported", "use diffusers for IP adapters"),
     "ip_adapter_image_embeds": ("no picture prompts: engines hold the U-Net as exported", "use diffusers for these"),
     "cross_attention_kwargs": ("none: weights are fixed in the engines", "fuse a LoRA at its scale before the export"),
+    "denoising_start": ("strength, which begins later", "pass image and strength"),
+    "masked_image_latents": ("image and mask_image", "leave it out: they are encoded here"),
+    "padding_mask_crop": ("the whole picture", "crop the picture and the mask before the call"),
+    "aesthetic_score": ("none: it is for the refiner", "leave it out"),
+    "negative_aesthetic_score": ("none: it is for the refiner", "leave it out"),
     "callback": ("callback_on_step_end, which replaced it in diffusers", "pass callback_on_step_end"),
 }
 """Arguments of diffusers that cannot be had: what is expected instead, and what to do."""

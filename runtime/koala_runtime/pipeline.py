@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn, Self, Unpack, cast
+from typing import Any, NamedTuple, NoReturn, Self, Unpack, cast
 
 from koala_bundle import __version__
 from koala_bundle.errors import ArgumentError, DeviceError
@@ -17,20 +17,28 @@ from koala_runtime.budget import budget
 from koala_runtime.devices.base import Array
 from koala_runtime.executor import Executor
 from koala_runtime.finite import check_finite
-from koala_runtime.inputs import EMBEDDINGS, embed, prepare
+from koala_runtime.inputs import EMBEDDINGS, Encoded, embed, prepare, source_pixels
 from koala_runtime.opening import open_executor
 from koala_runtime.output import DeviceImages, PipelineOutput, hand_over, join
 from koala_runtime.process import Owner, refuse_copy
-from koala_runtime.program import make_program
+from koala_runtime.program import IMAGE, Program, make_encoder_program, make_program
 from koala_runtime.prompts import PromptEncoder
 from koala_runtime.recipe import SCHEMA_VERSION, Recipe
 from koala_runtime.request import Request, make_request
 from koala_runtime.run import Run
-from koala_runtime.samplers import Scheduler, Table, choose, make_scheduler
+from koala_runtime.samplers import Scheduler, choose, make_scheduler
 from koala_runtime.selection import EngineSet, open_engines
 from koala_runtime.steps import Step, Steps, call_back, stepwise
 
-_KEPT_RUNS = 4  # numbers of steps whose graphs are kept
+_KEPT_RUNS = 4  # programs whose graphs are kept
+
+
+class ProgramKey(NamedTuple):
+    """Which program a picture takes: that of so many rows, with text encoders, with some of its large tables."""
+
+    rows: int
+    text_encoders: bool
+    tables: tuple[str, ...]
 
 
 class Pipeline:
@@ -67,7 +75,7 @@ class Pipeline:
             (engines.path / TOKENIZERS[0], engines.path / TOKENIZERS[1]), self.manifest.profile.prompt_chunks
         )
         self.executor = executor(engines, low_memory)
-        self._runs: dict[tuple[int, bool, bool], Run] = {}
+        self._runs: dict[ProgramKey | None, Run] = {}
         self._turn = threading.Lock()
         self._drawing_thread: int | None = None
         self._closed = self._cancelled = False
@@ -163,7 +171,7 @@ class Pipeline:
                     break
                 chunk = slice(start, start + batch)
                 inputs = self._inputs(request, chunk)
-                with self._run(request.table, text_encoders=not request.embedded) as run:
+                with self._run(self._key(request, text_encoders=not request.embedded)) as run:
                     run.fill(inputs)
                     if one_by_one or request.output_type == "latent":
                         loop = stepwise(run, timesteps, decode=request.output_type != "latent")
@@ -192,15 +200,25 @@ class Pipeline:
 
     def _inputs(self, request: Request, chunk: slice) -> dict[str, Array]:
         """Return the inputs of one batch; where embeddings are given or weighed, text encoders run before it."""
-        inputs = prepare(self.manifest, request, chunk)
+        inputs = prepare(self.manifest, request, chunk, self._encoded(request, chunk))
         if not request.embedded:
             return inputs
-        with self._run(request.table, text_encoders=True) as run:
+        with self._run(self._key(request, text_encoders=True)) as run:
             run.fill(inputs)
             run.encode()
             tensors = {name: place for call in run.program.encode for name, place in call.tensors.items()}
             encoded = {name: run.read(tensors[name]) for name in EMBEDDINGS}
         return embed(self.manifest, request, chunk, inputs, encoded)
+
+    def _encoded(self, request: Request, chunk: slice) -> Encoded | None:
+        """Return the latents of the pictures that a batch begins with."""
+        if request.source is None:
+            return None
+        with self._run(None) as run:
+            run.fill({IMAGE: source_pixels(request, chunk, self.manifest.profile.batch)})
+            run.encode()
+            (call,) = run.program.encode
+            return Encoded(run.read(call.tensors["image_mean"]), run.read(call.tensors["image_std"]))
 
     def _output(self, request: Request, images: Any, count: int, times: dict[str, list[float]]) -> PipelineOutput:
         recipes = tuple(self._recipe(request, index) for index in range(count))
@@ -222,6 +240,9 @@ class Pipeline:
             embeddings=any(each.embeddings is not None for each in sides),
             seed=request.noise.seeds[index],
             seed_alone=request.noise.alone,
+            image=None if request.source is None else request.source.digests[0],
+            mask_image=None if request.source is None else request.source.digests[1],
+            strength=None if request.source is None else request.source.strength,
             index=index,
             count=request.count,
             num_inference_steps=request.schedule.count,
@@ -260,14 +281,17 @@ class Pipeline:
             finally:
                 self._drawing_thread = None
 
+    def _key(self, request: Request, *, text_encoders: bool) -> ProgramKey:
+        drawn = ("noise",) if request.table.draws.any() else ()
+        kept = ("kept",) if request.source is not None and request.source.mask is not None else ()
+        return ProgramKey(len(request.table.timesteps), text_encoders, (*drawn, *kept))
+
     @contextmanager
-    def _run(self, table: Table, *, text_encoders: bool) -> Iterator[Run]:
-        """Give the graphs for a number of steps, with or without noise; after a failure they are not used again."""
-        key = steps, text_encoders, noise = len(table.timesteps), text_encoders, bool(table.draws.any())
+    def _run(self, key: ProgramKey | None) -> Iterator[Run]:
+        """Give the graphs of a program, of encoding pictures for None; after a failure they are not used again."""
         run = self._runs.pop(key, None)
         if run is None:
-            components, half = self.manifest.components, self.executor.half
-            program = make_program(components, steps, half=half, text_encoders=text_encoders, noise=noise)
+            program = self._program(key)
             if not self.executor.has_room(program):  # the graphs that there are refer to the memory that is given up
                 self._drop(*self._runs)
             run = Run(self.executor, program)
@@ -283,6 +307,12 @@ class Pipeline:
                 self.executor.unload()
             raise
 
-    def _drop(self, *keys: tuple[int, bool, bool]) -> None:
+    def _program(self, key: ProgramKey | None) -> Program:
+        components, half = self.manifest.components, self.executor.half
+        if key is None:
+            return make_encoder_program(components)
+        return make_program(components, key.rows, half=half, text_encoders=key.text_encoders, tables=key.tables)
+
+    def _drop(self, *keys: ProgramKey | None) -> None:
         for key in keys:
             self._runs.pop(key).close()

@@ -8,7 +8,7 @@ The same program therefore serves every picture with this number of steps.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from koala_bundle.tensors import ITEM_BYTES, ROW_ALIGNMENT, Component, IOTensor
@@ -16,7 +16,10 @@ from koala_bundle.tensors import ITEM_BYTES, ROW_ALIGNMENT, Component, IOTensor
 TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 PROLOGUE, DENOISER, VAE_DECODER = "prologue", "denoiser", "vae_decoder"
 LATENTS, NEXT_LATENTS, IMAGES = "latents", "next_latents", "images"
-HISTORY, NEXT_HISTORY, NOISE = "history", "next_history", "noise"
+HISTORY, NEXT_HISTORY, NOISE, KEPT = "history", "next_history", "noise", "kept"
+VAE_ENCODER, IMAGE = "vae_encoder", "image"
+TABLES = (NOISE, KEPT)
+"""Large tables, a row per step, that only some pictures need: noise of steps, and what is kept of another picture."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +95,16 @@ def make_program(
     *,
     half: str = "float16",
     text_encoders: bool = True,
-    noise: bool = False,
+    tables: Collection[str] = (),
 ) -> Program:
     """Return the program of a picture with ``steps`` steps; without ``text_encoders`` embeddings are inputs.
 
     ``half`` is the dtype that float16 tensors have where it runs: float32 on the processor. Every tensor has its own
-    place, at a multiple of 256 bytes: together they are a few tens of megabytes, little beside the weights. Without
-    ``noise`` a step reads the latents in its place, which a sampler that adds none multiplies by zero.
+    place, at a multiple of 256 bytes: together they are a few tens of megabytes, little beside the weights. In place
+    of those TABLES that are not among ``tables`` a step reads the latents, which are then multiplied by zero.
     """
-    if not text_encoders:
-        components = [component for component in components if component.name not in TEXT_ENCODERS]
+    left_out = (VAE_ENCODER, *(() if text_encoders else TEXT_ENCODERS))
+    components = [component for component in components if component.name not in left_out]
     by_name = {component.name: component for component in components}
     prologue = by_name.get(PROLOGUE)
     # The prologue computes a fixed number of steps at once; its last run may compute more than needed.
@@ -109,15 +112,16 @@ def make_program(
     starts = range(0, steps, at_once)
     made = {tensor.name for component in components for tensor in component.outputs}
     tensors = {t.name: t for component in components for t in (*component.inputs, *component.outputs)}
-    if not noise:
-        del tensors[NOISE]
+    unused = [name for name in TABLES if name in tensors and name not in tables]
+    for name in unused:
+        del tensors[name]
     in_prologue = {t.name for t in (*prologue.inputs, *prologue.outputs)} if prologue else set()
     # A stable sort: the inputs first, and the latents, which are both an input and made by each step, among them.
     order = sorted(tensors.values(), key=lambda tensor: tensor.name in made)
     places: dict[str, Placement] = {}
     end = 0
     for tensor in order:
-        rows = steps if tensor.name == NOISE else len(starts) * at_once  # noise is large, and not the prologue's
+        rows = steps if tensor.name in TABLES else len(starts) * at_once  # the large ones are not the prologue's
         places[tensor.name] = _place(tensor, end, rows, half)
         end = -(-places[tensor.name].end // ROW_ALIGNMENT) * ROW_ALIGNMENT
     inputs = {tensor.name: places[tensor.name] for tensor in order if tensor.name not in made}
@@ -131,16 +135,15 @@ def make_program(
         component, where = by_name[name], {**places, **elsewhere}
         return Call(name, {tensor.name: where[tensor.name] for tensor in (*component.inputs, *component.outputs)})
 
-    tables = [tensor for tensor in tensors.values() if tensor.per_step]
+    per_step = [tensor for tensor in tensors.values() if tensor.per_step]
     encode = [call(name, {}) for name in TEXT_ENCODERS if text_encoders]
     if prologue:
         pieces = (
-            {t.name: places[t.name].rows(start, at_once) for t in tables if t.name in in_prologue} for start in starts
+            {t.name: places[t.name].rows(start, at_once) for t in per_step if t.name in in_prologue} for start in starts
         )
         encode += [call(PROLOGUE, piece) for piece in pieces]
-    per_step = [{t.name: places[t.name].row(step, t.shape) for t in tables} for step in range(steps)]
-    if not noise:
-        per_step = [{**row, NOISE: latents[step]} for step, row in enumerate(per_step)]
+    rows_of = [{t.name: places[t.name].row(step, t.shape) for t in per_step} for step in range(steps)]
+    rows_of = [{**row, **dict.fromkeys(unused, latents[step])} for step, row in enumerate(rows_of)]
     carried = [
         {LATENTS: latents[i], NEXT_LATENTS: latents[i + 1], HISTORY: history[i], NEXT_HISTORY: history[i + 1]}
         for i in range(steps)
@@ -151,9 +154,31 @@ def make_program(
         inputs=inputs,
         images=places[IMAGES],
         encode=tuple(encode),
-        steps=tuple(call(DENOISER, {**row, **each}) for row, each in zip(per_step, carried, strict=True)),
+        steps=tuple(call(DENOISER, {**row, **each}) for row, each in zip(rows_of, carried, strict=True)),
         decode=call(VAE_DECODER, {LATENTS: latents[-1]}),
         latents=latents,
+    )
+
+
+def make_encoder_program(components: Sequence[Component]) -> Program:
+    """Return the program of encoding pictures, which is all in its ``encode``."""
+    (component,) = (each for each in components if each.name == VAE_ENCODER)
+    places: dict[str, Placement] = {}
+    end = 0
+    for tensor in (*component.inputs, *component.outputs):
+        places[tensor.name] = _place(tensor, end, 1, "float32")
+        end = -(-places[tensor.name].end // ROW_ALIGNMENT) * ROW_ALIGNMENT
+    call = Call(VAE_ENCODER, places)
+    image = places[IMAGE]
+    return Program(
+        nbytes=end,
+        input_bytes=image.end,
+        inputs={IMAGE: image},
+        images=image,
+        encode=(call,),
+        steps=(),
+        decode=call,
+        latents=(places["image_mean"],),
     )
 
 

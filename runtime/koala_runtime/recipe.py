@@ -29,7 +29,8 @@ class Recipe:
 
     ``seed`` drew the noise of all ``count`` pictures of the call, of which this is the one at ``index``, or with
     ``seed_alone`` that of this one. It is None where the caller brought latents or a generator that had drawn before;
-    ``embeddings`` says that he brought embeddings. Such a picture cannot be drawn again. Sizes are (height, width) in
+    ``embeddings`` says that he brought embeddings, ``image`` and ``mask_image`` are SHA-256 of the pixels with which
+    it began. Such a picture cannot be drawn again. Sizes are (height, width) in
     pixels. ``bundle`` is the SHA-256 of the bundle's manifest.json, ``version`` that of koala-trt.
     """
 
@@ -45,6 +46,9 @@ class Recipe:
     embeddings: bool
     seed: int | None
     seed_alone: bool
+    image: str | None
+    mask_image: str | None
+    strength: float | None
     index: int
     count: int
     num_inference_steps: int

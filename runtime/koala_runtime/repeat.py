@@ -33,6 +33,13 @@ def check_repeatable(recipe: Recipe, digest: str, picture: Path, bundle: Path) -
             found="none, because the picture was drawn from embeddings",
             fix="pass the same embeddings to the pipeline again",
         )
+    if recipe.image is not None:
+        raise ArgumentError(
+            f"{picture}: image",
+            expected="a picture that began with noise",
+            found="one that began with another picture",
+            fix="draw it again with --image, --mask, --strength and --seed: its recipe has the prompt and the seed",
+        )
     if recipe.seed is None:
         raise ArgumentError(
             f"{picture}: seed",

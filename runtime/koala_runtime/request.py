@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral, Real
 from typing import Any
 
@@ -17,6 +17,7 @@ from koala_bundle.spec import check_sampling
 from koala_bundle.targets import Target
 from koala_runtime.arguments import Arguments, Callback, check_names
 from koala_runtime.conditioning import Condition, Encoder, read_conditions
+from koala_runtime.pictures import Source, read_source
 from koala_runtime.samplers import Schedule, Scheduler, Table, choose
 from koala_runtime.seeds import Noise, draw_noise
 
@@ -42,6 +43,7 @@ class Request:
     negative: Condition
     weighted: bool
     noise: Noise
+    source: Source | None
     scheduler: SchedulerSpec
     schedule: Schedule
     table: Table
@@ -81,13 +83,17 @@ def make_request(
     if arguments.get("negative_prompt") is not None and guidance <= 1:
         _log.warning("negative_prompt has no effect while guidance_scale is %g; it takes more than 1", guidance)
     scheduler = choose(arguments.get("scheduler"), scheduler)
-    table = _until(scheduler, schedule, end)
+    source = read_source(manifest, count, schedule, arguments)
+    begun = schedule if source is None else replace(schedule, skipped=source.skipped(schedule.count))
+    table = _until(scheduler, begun, end)
+    pictures, masked = (0, False) if source is None else (len(source.pixels), source.mask is not None)
     shape = (count, *manifest.component("vae_decoder").inputs[0].shape[1:])
     return Request(
         positive,
         negative,
         bool(arguments.get("weighted")),
-        draw_noise(arguments, shape, later=int(table.draws.sum())),
+        draw_noise(arguments, shape, int(table.draws.sum()), pictures=pictures, masked=masked),
+        source,
         scheduler.spec,
         schedule,
         table,

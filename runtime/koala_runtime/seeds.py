@@ -20,6 +20,7 @@ from koala_runtime.noise import Stream
 class Noise:
     """``latents`` float32 [n, channels, height / 8, width / 8], unit variance; ``later`` [draws, *latents].
 
+    ``encoding``: [n, ...], what a sample of the latents of another picture takes, None without one.
     ``seeds``: n, None where no seed draws them again; ``alone`` if each drew its own picture's noise, and not that of
     all n together.
     """
@@ -28,6 +29,7 @@ class Noise:
     later: Floats
     seeds: tuple[int | None, ...]
     alone: bool = False
+    encoding: Floats | None = None
 
     @property
     def seed(self) -> int | None:
@@ -35,11 +37,13 @@ class Noise:
         return None if self.alone else self.seeds[0]
 
 
-def draw_noise(arguments: Arguments, shape: tuple[int, ...], later: int = 0) -> Noise:
+def draw_noise(
+    arguments: Arguments, shape: tuple[int, ...], later: int = 0, *, pictures: int = 0, masked: bool = False
+) -> Noise:
     """Return the noise that a call asks for, ``shape`` for all its pictures, and ``later`` draws of steps.
 
-    In diffusers' order: the first latents, then for each step that draws one draw for all pictures. Raises
-    ArgumentError.
+    In diffusers' order: of ``pictures`` to begin with a sample of their latents, the first latents, with a mask another
+    sample, which is used for nothing; then for each step that draws one for all pictures. Raises ArgumentError.
     """
     seed, generator, latents = (arguments.get(name) for name in ("seed", "generator", "latents"))
     if seed is not None and generator is not None:
@@ -49,27 +53,40 @@ def draw_noise(arguments: Arguments, shape: tuple[int, ...], later: int = 0) -> 
         whole = read_latents(latents, (1 + later, *shape))
         return Noise(whole[0], whole[1:], (None,) * count)
     given = None if latents is None else read_latents(latents, shape)
-    draws = later + (given is None)
+
+    def order(images: int, encoded: int) -> list[tuple[int, ...]]:
+        """The shapes of all draws of one generator."""
+        one, all_of_them = (encoded, *shape[1:]), (images, *shape[1:])
+        return [one] * (encoded > 0) + [all_of_them] * (given is None) + [one] * masked + [all_of_them] * later
+
+    own = order(1, min(pictures, 1))
     if isinstance(generator, Sequence):
-        each = [_generated(one, (1, *shape[1:]), draws) for one in _one_each("generator", generator, count)]
-        drawn, seeds, alone = np.concatenate([d for d, _ in each], axis=1), tuple(known for _, known in each), True
+        each = [_generated(one, own) for one in _one_each("generator", generator, count)]
+        drawn, seeds, alone = _together([d for d, _ in each]), tuple(known for _, known in each), True
     elif generator is not None:
-        drawn, known = _generated(generator, shape, draws)
+        drawn, known = _generated(generator, order(count, pictures))
         seeds, alone = (known,) * count, False
     elif isinstance(seed, Sequence) and not isinstance(seed, str):
         numbers = [_whole(one) for one in _one_each("seed", seed, count)]
-        drawn = np.concatenate([_draws(Stream(one), (1, *shape[1:]), draws) for one in numbers], axis=1)
+        drawn = _together([_draws(Stream(one), own) for one in numbers])
         seeds, alone = tuple(numbers), True
     else:
         number = secrets.randbits(32) if seed is None else _whole(seed)
-        drawn, seeds, alone = _draws(Stream(number), shape, draws), (number,) * count, False
-    if given is not None:
-        return Noise(given, drawn, (None,) * count)
-    return Noise(drawn[0], drawn[1:], seeds, alone)
+        drawn, seeds, alone = _draws(Stream(number), order(count, pictures)), (number,) * count, False
+    encoding = np.concatenate([drawn.pop(0)] * (1 if alone else count // pictures)) if pictures else None
+    first = drawn.pop(0) if given is None else given
+    steps = drawn[int(masked) :]
+    rest = np.stack(steps) if steps else np.empty((0, *shape), np.float32)
+    return Noise(first, rest, seeds if given is None else (None,) * count, alone and given is None, encoding)
 
 
-def _draws(stream: Stream, shape: tuple[int, ...], count: int) -> Floats:
-    return np.stack([stream.randn(shape) for _ in range(count)]) if count else np.empty((0, *shape), np.float32)
+def _draws(stream: Stream, shapes: Sequence[tuple[int, ...]]) -> list[Floats]:
+    return [stream.randn(shape) for shape in shapes]
+
+
+def _together(each: list[list[Floats]]) -> list[Floats]:
+    """Return the draws of generators of single pictures as draws of all pictures."""
+    return [np.concatenate(draws) for draws in zip(*each, strict=True)]
 
 
 def _whole(seed: object) -> int:
@@ -86,7 +103,7 @@ def _one_each(argument: str, given: Sequence[Any], count: int) -> Sequence[Any]:
     return given
 
 
-def _generated(generator: Any, shape: tuple[int, ...], count: int) -> tuple[Floats, int | None]:
+def _generated(generator: Any, shapes: Sequence[tuple[int, ...]]) -> tuple[list[Floats], int | None]:
     """Let a torch generator draw, as diffusers does, and return the seed that draws the same here, if there is one.
 
     torch is not imported: a generator's own state is a tensor, and makes others.
@@ -94,7 +111,7 @@ def _generated(generator: Any, shape: tuple[int, ...], count: int) -> tuple[Floa
     try:
         seed = int(generator.initial_seed())
         like = generator.get_state().float()
-        empty = [like.new_empty(shape, device=generator.device) for _ in range(count)]
+        empty = [like.new_empty(shape, device=generator.device) for shape in shapes]
         drawn: list[Floats] = [each.normal_(generator=generator).cpu().numpy() for each in empty]
     except (AttributeError, TypeError):
         raise ArgumentError(
@@ -103,7 +120,7 @@ def _generated(generator: Any, shape: tuple[int, ...], count: int) -> tuple[Floa
             found=type(generator).__name__,
             fix="pass a whole number as seed",
         ) from None
-    own = _draws(Stream(seed), shape, count)
+    own = _draws(Stream(seed), shapes)
     # A generator that has drawn before, or one of a GPU, is not at the start of a CPU generator's stream.
     same = all(np.allclose(each, ours, rtol=0, atol=1e-5) for each, ours in zip(drawn, own, strict=True))
-    return (own, seed) if same else (np.stack(drawn), None)
+    return (own, seed) if same else (drawn, None)

@@ -87,7 +87,7 @@ def test_noise_is_there_for_samplers_that_draw(manifest: Manifest) -> None:
     rows = inputs["noise"].reshape(4, *latents)
     assert np.array_equal(rows[:3, :1], drawn[1:])
     assert not rows[3].any(), "LCM's last step draws nothing"
-    assert "noise" in make_program(manifest.components, 4, noise=True).inputs
+    assert "noise" in make_program(manifest.components, 4, tables=("noise",)).inputs
     assert "noise" not in make_program(manifest.components, 4).inputs
 
 

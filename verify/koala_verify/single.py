@@ -11,7 +11,7 @@ from koala_bundle.manifest import ComponentEntry, Manifest
 from koala_bundle.tensors import Component
 from koala_export.gate import Array, run_onnx
 from koala_runtime.executor import Executor
-from koala_runtime.program import make_program
+from koala_runtime.program import TABLES, VAE_ENCODER, make_encoder_program, make_program
 from koala_runtime.run import Run
 
 
@@ -33,7 +33,10 @@ def run_engines(
 ) -> dict[str, Array]:
     """Return the outputs of the last entry, after the engines of all of them have run on the device in turn."""
     with executor.device.current():
-        run = Run(executor, make_program(manifest.components, 1, half=executor.half, noise=True))
+        alone = entries[-1].name == VAE_ENCODER
+        components, half = manifest.components, executor.half
+        program = make_encoder_program(components) if alone else make_program(components, 1, half=half, tables=TABLES)
+        run = Run(executor, program)
         try:
             calls = {call.component: call for call in run.program.calls}
             for entry in entries:

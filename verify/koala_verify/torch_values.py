@@ -59,7 +59,7 @@ class TorchValues:
     ) -> None:
         program, module = _trace(component, checkpoint, manifest)
         outputs = run_torch(module, component, inputs)
-        if component.name == "vae_decoder" and _is_rescaled(manifest):
+        if model_of(component.name) == "vae" and _is_rescaled(manifest):
             rescale(module.vae)  # as the program was: it is traced from a VAE of which all weights are scaled
         self._program = program.graph_module
         self._arguments = _arguments(program, module.state_dict(), inputs)

@@ -26,6 +26,7 @@ from koala_cli.options import (
     Strict,
     TimestepSpacing,
     Width,
+    WithEncoder,
     Without,
 )
 
@@ -47,6 +48,7 @@ def build(
     prompt_chunks: PromptChunks = 1,
     clip_skip: ClipSkip = 0,
     guidance_rescale: GuidanceRescale = False,
+    encoder: WithEncoder = False,
     embedding: Embeddings = None,
     target: BuildTargets = None,
     compute_capability: ComputeCapabilities = None,
@@ -76,6 +78,7 @@ def build(
         prompt_chunks=prompt_chunks,
         clip_skip=clip_skip,
         guidance_rescale=guidance_rescale,
+        encoder=encoder,
         embeddings=tuple(embedding or ()),
     )
     build_for_targets(bundle, target, compute_capability, optimization_level, strict, device=device)

@@ -23,6 +23,7 @@ from koala_cli.options import (
     Source,
     TimestepSpacing,
     Width,
+    WithEncoder,
     Without,
 )
 from koala_cli.screen import reported_lines, say
@@ -45,6 +46,7 @@ def export(
     prompt_chunks: PromptChunks = 1,
     clip_skip: ClipSkip = 0,
     guidance_rescale: GuidanceRescale = False,
+    encoder: WithEncoder = False,
     embedding: Embeddings = None,
 ) -> None:
     """Export a diffusers checkpoint to a bundle of ONNX components.
@@ -69,6 +71,7 @@ def export(
         prompt_chunks=prompt_chunks,
         clip_skip=clip_skip,
         guidance_rescale=guidance_rescale,
+        encoder=encoder,
         embeddings=tuple(embedding or ()),
     )
 

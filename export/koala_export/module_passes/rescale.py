@@ -1,9 +1,9 @@
-"""float16 for a VAE decoder whose checkpoint asks for float32 (``force_upcast``): exactly, by a power of two.
+"""float16 for half a VAE whose checkpoint asks for float32 (``force_upcast``): exactly, by a power of two.
 
-Such a decoder overflows float16 (65,504) in the activations between its norms. A group norm is invariant
-to the scale of its input: norm(s x, s² eps) = norm(x, eps). So all activations between norms are multiplied by s:
-weights and biases of the convolutions that read normalised values, only biases of those that read scaled values, and
-eps to match. With s a power of two this is exact, and no operation has to stay in float32.
+A decoder or encoder of this kind overflows float16 (65,504) in the activations between its norms. A group norm is
+invariant to the scale of its input: norm(s x, s² eps) = norm(x, eps). So all activations between norms are multiplied
+by s: weights and biases of the convolutions that read normalised values, only biases of those that read scaled values,
+and eps to match. With s a power of two this is exact, and no operation has to stay in float32.
 """
 
 from __future__ import annotations
@@ -23,52 +23,60 @@ _SMALLEST = -12  # exponent; weights of 1e-2 are still normal numbers in float16
 
 @torch.no_grad()
 def rescale(vae: Any) -> int | None:
-    """Scale the decoder of ``vae`` (float32) in place by 2^n and return n <= 0; None, without a change, if no n fits.
+    """Scale the half that ``vae`` (float32) has, in place, by 2^n and return n <= 0; None, unchanged, if none fits.
 
     The scale is the largest that leaves ``HEADROOM`` under float16's largest number for every activation of a decoding
-    of noise of the latents' own variance, 16 x 16 latents.
+    of noise of the latents' own variance, 16 x 16 latents, or of an encoding of pictures, from plain ones to noise.
     """
-    decoder = vae.decoder
+    half = vae.decoder or vae.encoder
     limit, largest = LARGEST / HEADROOM, _largest(vae)
     if largest <= limit:
         return 0
     if largest > limit * 2.0**-_SMALLEST:
         return None
     exponent = -math.ceil(math.log2(largest / limit))
-    _scale(decoder, 2.0**exponent)
+    _scale(half, 2.0**exponent)
     if _largest(vae) > limit:  # in values that the scale does not reach, such as queries and keys
-        _scale(decoder, 2.0**-exponent)
+        _scale(half, 2.0**-exponent)
         return None
     return exponent
 
 
 def _largest(vae: Any) -> float:
-    """Return the largest magnitude that any module of the decoder gives."""
+    """Return the largest magnitude that any module of the half gives."""
     found = [0.0]
 
     def watch(_: nn.Module, __: Any, output: Any) -> None:
         found.append(float(output.abs().max()))
 
-    modules = [*vae.decoder.modules()]
+    modules = [*(vae.decoder or vae.encoder).modules()]
     hooks = [module.register_forward_hook(watch) for module in modules]
+    generator = torch.Generator().manual_seed(0)
     try:
-        noise = torch.randn(4, vae.config.latent_channels, 16, 16, generator=torch.Generator().manual_seed(0))
-        vae.decode(noise / vae.config.scaling_factor, return_dict=False)
+        if vae.decoder is not None:
+            noise = torch.randn(4, vae.config.latent_channels, 16, 16, generator=generator)
+            vae.decode(noise / vae.config.scaling_factor, return_dict=False)
+        else:
+            coarse = [torch.rand(2, 3, side, side, generator=generator) for side in (1, 4, 32, 128)]
+            pictures = [nn.functional.interpolate(each, (128, 128), mode="bilinear") for each in coarse]
+            vae.encode(torch.cat(pictures).round() * 2 - 1, return_dict=False)
+            vae.encode(torch.cat(pictures) * 2 - 1, return_dict=False)
     finally:
         for hook in hooks:
             hook.remove()
     return max(found) if all(map(math.isfinite, found)) else math.inf
 
 
-def _scale(decoder: Any, factor: float) -> None:
+def _scale(half: Any, factor: float) -> None:
     def scale(layer: Any, *, weight: bool) -> None:
         if weight:
             layer.weight.mul_(factor)
         if layer.bias is not None:
             layer.bias.mul_(factor)
 
-    scale(decoder.conv_in, weight=True)
-    blocks = [decoder.mid_block, *decoder.up_blocks]
+    scale(half.conv_in, weight=True)
+    outer = getattr(half, "up_blocks", None) or half.down_blocks
+    blocks = [half.mid_block, *outer]
     for resnet in (resnet for block in blocks for resnet in block.resnets):
         for norm in (resnet.norm1, resnet.norm2):
             norm.eps *= factor**2
@@ -76,13 +84,14 @@ def _scale(decoder: Any, factor: float) -> None:
         scale(resnet.conv2, weight=True)
         if resnet.conv_shortcut is not None:
             scale(resnet.conv_shortcut, weight=False)
-    for attention in decoder.mid_block.attentions or ():
+    for attention in half.mid_block.attentions or ():
         if attention is not None:
             attention.group_norm.eps *= factor**2
             scale(attention.to_out[0], weight=True)
-    for upsampler in (each for block in decoder.up_blocks for each in block.upsamplers or ()):
-        scale(upsampler.conv, weight=False)
-    decoder.conv_norm_out.eps *= factor**2
+    for block in outer:
+        for each in getattr(block, "upsamplers", None) or getattr(block, "downsamplers", None) or ():
+            scale(each.conv, weight=False)
+    half.conv_norm_out.eps *= factor**2
 
 
 def _run(model: Any, dtype: torch.dtype) -> str | None:

@@ -1,0 +1,202 @@
+"""Pictures that a call begins with, and masks of what to paint: read as diffusers' image processors read them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from koala_bundle.errors import ArgumentError
+from koala_bundle.manifest import Manifest
+from koala_bundle.spec import Profile
+from koala_runtime.arguments import Arguments
+from koala_runtime.arrays import Floats
+from koala_runtime.samplers import Schedule, Table
+
+IMAGE_STRENGTH, MASK_STRENGTH = 0.3, 0.9999
+"""Defaults of diffusers' StableDiffusionXLImg2ImgPipeline and StableDiffusionXLInpaintPipeline."""
+_HALF = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """What ``count`` pictures begin with.
+
+    ``pixels`` uint8 [m, height, width, 3], one or more that are taken in turn; ``mask`` float32 [k, 1, height / 8,
+    width / 8], 1 where to paint, None to paint everything. At ``strength`` 1 with a mask nothing is seen of what is
+    painted over.
+    """
+
+    pixels: NDArray[np.uint8]
+    mask: Floats | None
+    strength: float
+
+    @property
+    def begins_with_noise(self) -> bool:
+        """Whether only what is kept comes from the picture."""
+        return self.mask is not None and self.strength == 1
+
+    @property
+    def digests(self) -> tuple[str, str | None]:
+        """SHA-256 of the pixels and of the mask."""
+        pixels, mask = (None if each is None else hashlib.sha256(each.tobytes()) for each in (self.pixels, self.mask))
+        assert pixels is not None
+        return pixels.hexdigest(), None if mask is None else mask.hexdigest()
+
+    def skipped(self, steps: int) -> int:
+        """Return how many of ``steps`` are left out, as diffusers counts them."""
+        return max(steps - min(int(steps * self.strength), steps), 0)
+
+    def begin(self, table: Table, encoded: Floats, noise: Floats) -> Floats:
+        """Return the first latents of pictures whose latents are ``encoded``."""
+        if self.begins_with_noise:
+            return noise * np.float32(table.init_noise_sigma)
+        return _at(table.levels[0], encoded, noise)
+
+    def kept(self, table: Table, encoded: Floats, noise: Floats) -> Floats:
+        """Return what the latents are outside of the mask after every row, [rows, *latents]."""
+        return np.stack([*(_at(level, encoded, noise) for level in table.levels[1:]), encoded])
+
+
+def _at(level: NDArray[np.float64], encoded: Floats, noise: Floats) -> Floats:
+    return np.float32(level[0]) * encoded + np.float32(level[1]) * noise
+
+
+def read_source(manifest: Manifest, count: int, schedule: Schedule, arguments: Arguments) -> Source | None:
+    """Return what ``count`` pictures of a call begin with, None if that is noise. Raises ArgumentError."""
+    image, mask, strength = (arguments.get(name) for name in ("image", "mask_image", "strength"))
+    if image is None:
+        for name, value in (("mask_image", mask), ("strength", strength)):
+            if value is not None:
+                raise ArgumentError(name, expected="an image, too", found="none", fix="pass image, or leave this out")
+        return None
+    profile = manifest.profile
+    if not profile.encoder:
+        raise ArgumentError(
+            "image",
+            expected="a bundle with the VAE's encoder",
+            found="one without",
+            fix="export the bundle again with --encoder",
+        )
+    if arguments.get("latents") is not None:
+        raise ArgumentError("latents", expected="none beside image", found="latents", fix="leave one of them out")
+    pixels = _some("image", [_picture(each, profile) for each in _each("image", image)], count)
+    masks = None
+    if mask is not None:
+        scale = manifest.spec.vae.scale_factor
+        some = [_mask(each, profile)[None, ::scale, ::scale] for each in _each("mask_image", mask)]
+        masks = _some("mask_image", some, count)
+    source = Source(pixels, masks, _strength(strength, masked=mask is not None))
+    if source.skipped(schedule.count) == schedule.count:
+        raise ArgumentError(
+            "strength",
+            expected=f"a share that leaves one of {schedule.count} steps to draw",
+            found=f"{source.strength:g}",
+            fix="pass a larger strength, or more steps",
+        )
+    return source
+
+
+def _strength(value: Any, *, masked: bool) -> float:
+    if value is None:
+        return MASK_STRENGTH if masked else IMAGE_STRENGTH
+    number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    if not number or not 0 <= float(value) <= 1:
+        raise ArgumentError("strength", expected="a number from 0 to 1", found=repr(value), fix="pass 0.3 or so")
+    return float(value)
+
+
+def _each(argument: str, given: Any) -> list[Any]:
+    """Return pictures one by one: of a list, of an array with an axis in front, or the only one."""
+    if isinstance(given, Image.Image):
+        return [given]
+    if isinstance(given, Sequence) and not isinstance(given, str) and len(given):
+        return [each for some in given for each in _each(argument, some)] if _is_nested(given) else [*given]
+    try:
+        array = _array(given)
+    except (TypeError, ValueError):
+        array = np.empty(0)
+    if array.ndim < 2 or array.ndim > 4:
+        raise ArgumentError(
+            argument,
+            expected="a PIL picture, an array of one or more, or a list",
+            found=f"{type(given).__name__}{f' of shape {[*array.shape]}' if array.size else ''}",
+            fix="pass a picture of the bundle's size",
+        )
+    single = array.ndim == 2 or (array.ndim == 3 and 3 in (array.shape[0], array.shape[2]) and argument == "image")
+    return [array] if single else [*array]
+
+
+def _is_nested(given: Sequence[Any]) -> bool:
+    return all(not isinstance(each, Image.Image) and np.ndim(_array(each)) == 4 for each in given)
+
+
+def _array(given: Any) -> NDArray[Any]:
+    for method in ("detach", "cpu"):
+        given = getattr(given, method)() if hasattr(given, method) else given
+    return np.asarray(given)
+
+
+def _some(argument: str, each: list[NDArray[Any]], count: int) -> NDArray[Any]:
+    if count % len(each):
+        raise ArgumentError(
+            argument,
+            expected=f"one, or a number that divides {count} pictures",
+            found=str(len(each)),
+            fix="pass one for all, or one per picture",
+        )
+    return np.stack(each)
+
+
+def _picture(given: Any, profile: Profile) -> NDArray[np.uint8]:
+    """Return one picture, uint8 [height, width, 3]; a PIL picture of another size is resized as diffusers does."""
+    if isinstance(given, Image.Image):
+        size = (profile.width, profile.height)
+        picture = given.convert("RGB")
+        return np.asarray(picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS))
+    array = _array(given)
+    array = array.transpose(1, 2, 0) if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3 else array
+    _check_shape("image", array, (profile.height, profile.width, 3))
+    if array.dtype == np.uint8:
+        return array
+    return (_unit("image", array) * 255).round().astype(np.uint8)
+
+
+def _mask(given: Any, profile: Profile) -> Floats:
+    """Return one mask, float32 [height, width], 0 or 1."""
+    if isinstance(given, Image.Image):
+        size = (profile.width, profile.height)
+        levels = given.convert("L")
+        array: NDArray[Any] = np.asarray(
+            levels if levels.size == size else levels.resize(size, Image.Resampling.LANCZOS)
+        )
+    else:
+        array = _array(given)
+        array = array.reshape(tuple(side for side in array.shape if side != 1)) if array.ndim == 3 else array
+        _check_shape("mask_image", array, (profile.height, profile.width))
+    share = array / np.float32(255) if array.dtype == np.uint8 else _unit("mask_image", array)
+    return (share >= _HALF).astype(np.float32)
+
+
+def _check_shape(argument: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:
+    if array.shape != shape:
+        raise ArgumentError(
+            argument,
+            expected=f"shape {[*shape]}, or a PIL picture, which is resized",
+            found=str([*array.shape]),
+            fix="pass it at the bundle's size",
+        )
+
+
+def _unit(argument: str, array: NDArray[Any]) -> Floats:
+    values = array.astype(np.float32)
+    if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1):
+        raise ArgumentError(
+            argument, expected="values from 0 to 1, or uint8", found="others", fix="divide by 255, or pass uint8"
+        )
+    return values
