@@ -14,8 +14,8 @@ from koala_bundle.spec import ModelSpec, Profile
 ITEM_BYTES = {"float32": 4, "float16": 2, "int32": 4, "uint8": 1}
 HISTORY = 3
 """Tensors that a sampler may keep from step to step beside the latents."""
-COEFFICIENTS = (HISTORY + 1) * (HISTORY + 3) + 1
-"""Numbers of a sampler's step: its update, 4 x 6, and the scale of the U-Net's input."""
+COEFFICIENTS = (HISTORY + 1, HISTORY + 3)
+"""The shape of a sampler's update: of latents and history, from these, the prediction and noise."""
 ROW_ALIGNMENT = 256  # bytes; what CUDA's allocators give and TensorRT asks of a tensor's address
 
 
@@ -68,7 +68,8 @@ def components(spec: ModelSpec, profile: Profile) -> tuple[Component, ...]:
     - ``prompt_mask`` float32 [rows]: 1 keeps a row's text embeddings, 0 makes them zero
       (diffusers' force_zeros_for_empty_prompt).
     - ``time_ids`` float32 [rows, 6]: original size, crop corner and target size, each (height, width) in pixels.
-    - ``coefficients`` float32 [25]: the sampler's update in this step (``koala_export.sampler_step``).
+    - ``coefficients`` float32 [4, 6]: the sampler's update in this step (``koala_export.sampler_step``);
+      ``input_scale`` float32 [1]: what the U-Net's input is times the latents.
     - ``timestep`` float32 [1]: the U-Net's conditioning value.
     - ``latents`` float32 [batch, channels, height / 8, width / 8]; ``noise`` fresh normals of this shape.
     - ``mask`` float32 [batch, 1, height / 8, width / 8]: 1 where the step's latents are taken, 0 where ``kept`` are.
@@ -113,7 +114,8 @@ def components(spec: ModelSpec, profile: Profile) -> tuple[Component, ...]:
                 IOTensor("history", "float32", (HISTORY, *latent_shape)),
                 IOTensor("noise", "float32", latent_shape, per_step=True),
                 *((mask, IOTensor("kept", "float32", latent_shape, per_step=True)) if profile.encoder else ()),
-                IOTensor("coefficients", "float32", (COEFFICIENTS,), per_step=True),
+                IOTensor("coefficients", "float32", COEFFICIENTS, per_step=True),
+                IOTensor("input_scale", "float32", (1,), per_step=True),
                 IOTensor("timestep", "float32", (1,), per_step=True),
                 *((IOTensor("guidance_scale", "float32", (1,)),) if profile.cfg else ()),
                 *((IOTensor("guidance_rescale", "float32", (1,)),) if profile.guidance_rescale else ()),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from koala_bundle.spec import ModelSpec, Profile
 from koala_export.checkpoint import Checkpoint
 from koala_export.module_passes import MODULE_PASSES
-from koala_export.sampler_step import advance, input_scale
+from koala_export.sampler_step import advance
 
 
 class TextEncoder(nn.Module):
@@ -72,6 +72,7 @@ class Denoiser(nn.Module):
         history: Tensor,
         noise: Tensor,
         coefficients: Tensor,
+        input_scale: Tensor,
         timestep: Tensor,
         hidden_states: Tensor,
         hidden_states_2: Tensor,
@@ -82,7 +83,7 @@ class Denoiser(nn.Module):
         mask: Tensor | None = None,
         kept: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        sample = latents * input_scale(coefficients)
+        sample = latents * input_scale
         if guidance_scale is not None:
             sample = torch.cat([sample, sample])
         prediction: Tensor = self.unet(

@@ -13,19 +13,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from koala_bundle.tensors import HISTORY
-
-
-def input_scale(coefficients: Tensor) -> Tensor:
-    """Return what brings the latents to the U-Net's input, float32 [1]: the last of the coefficients."""
-    return coefficients[-1:]
-
 
 def advance(
     latents: Tensor, history: Tensor, prediction: Tensor, noise: Tensor, coefficients: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the latents and the history after the step, float32 [batch, channels, h, w] and [HISTORY, *latents]."""
-    update = coefficients[:-1].reshape(HISTORY + 1, HISTORY + 3, 1, 1, 1, 1)
+    """Return the latents and the history after the step, float32 [batch, channels, h, w] and [3, *latents]."""
+    update = coefficients[..., None, None, None, None]
     known = torch.cat([latents[None], history, prediction[None], noise[None]])
     after = (update * known).sum(1)
     return after[0], after[1:]

@@ -29,6 +29,7 @@ def example_inputs(component: Component, seed: int = 0) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
     fixed = {
         "timestep": 500.0,
+        "input_scale": 0.5,
         "guidance_scale": 3.5,
         "guidance_rescale": 0.7,
         "time_ids": 512.0,
@@ -44,15 +45,9 @@ def example_inputs(component: Component, seed: int = 0) -> dict[str, Tensor]:
         else:
             inputs[tensor.name] = torch.randn(tensor.shape, generator=generator).to(dtype)
         if tensor.name == "coefficients":
-            inputs[tensor.name] = _example_coefficients(inputs[tensor.name])
+            inputs[tensor.name] *= 0.2
+            inputs[tensor.name][:, HISTORY + 1] = 1
     return inputs
-
-
-def _example_coefficients(normals: Tensor) -> Tensor:
-    """Return the last as 0.5, which the latents are multiplied by for the U-Net, and the prediction's as 1."""
-    update = 0.2 * normals[:-1].reshape(HISTORY + 1, HISTORY + 3)
-    update[:, HISTORY + 1] = 1
-    return torch.cat([update.ravel(), normals.new_full((1,), 0.5)])
 
 
 def trace(module: nn.Module, component: Component) -> ir.Model:

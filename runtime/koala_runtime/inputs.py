@@ -53,7 +53,8 @@ def prepare(manifest: Manifest, request: Request, chunk: slice, encoded: Encoded
         "prompt_mask": np.repeat(np.array([0 if side.zeroed else 1 for side in sides], np.float32), profile.batch),
         "time_ids": np.repeat(np.stack([side.time_ids for side in sides]), profile.batch, axis=0),
         "timestep": table.timesteps.reshape(steps, 1),
-        "coefficients": table.coefficients,
+        "coefficients": table.updates.reshape(steps, -1).astype(np.float32),
+        "input_scale": table.scales.reshape(steps, 1).astype(np.float32),
         "latents": latents,
         "history": np.zeros((HISTORY, *latents.shape), np.float32),
     }

@@ -21,7 +21,7 @@ def test_components_meet_by_name(manifest: Manifest) -> None:
     host = known.keys() - {tensor.name for component in table for tensor in component.outputs}
     rows = {"input_ids", "input_ids_2", "prompt_mask", "time_ids"}
     guidance = {"guidance_scale"} if profile.cfg else set()
-    assert host == rows | guidance | {"latents", "history", "noise", "coefficients", "timestep"}
+    assert host == rows | guidance | {"latents", "history", "noise", "coefficients", "input_scale", "timestep"}
     for name in rows | {"hidden_states", "hidden_states_2", "text_embeds"}:
         assert known[name].shape[0] == profile.batch * (2 if profile.cfg else 1)
     assert known["latents"].shape == (profile.batch, 4, profile.height // 8, profile.width // 8)

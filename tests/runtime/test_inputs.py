@@ -67,7 +67,7 @@ def test_every_input_of_the_program_is_there_as_it_is_declared(manifest: Manifes
     request = request_for(manifest, "a cat", num_inference_steps=steps)
     inputs = prepare(manifest, request, slice(0, manifest.profile.batch))
     places = make_program(manifest.components, steps).inputs
-    per_step = {"timestep": 1, "coefficients": 25}
+    per_step = {"timestep": 1, "coefficients": 24, "input_scale": 1}
     assert inputs.keys() == places.keys()
     for name, values in inputs.items():
         assert values.dtype == places[name].dtype, name
@@ -169,7 +169,8 @@ def test_tables_are_those_of_the_schedule(spacing: str, steps: int) -> None:
     inputs = prepare(manifest, request_for(manifest, "cat", num_inference_steps=steps, scheduler=chosen), slice(0, 1))
     table = chosen.table(Schedule(steps))
     assert np.array_equal(inputs["timestep"][:, 0], table.timesteps)
-    assert np.array_equal(inputs["coefficients"], table.coefficients)
+    assert np.array_equal(inputs["coefficients"], table.updates.reshape(-1, 24).astype(np.float32))
+    assert np.array_equal(inputs["input_scale"][:, 0], table.scales.astype(np.float32))
     assert not inputs["history"].any(), "nothing is known before the first step"
 
 

@@ -27,7 +27,7 @@ PRODUCTS = {"MatMul", "Gemm", "Conv", "Attention", "Einsum"}
 STEPS_AT_ONCE = 32
 """Rows that the prologue computes in one run: a step count above it runs it again. For the full-size U-Net 32 rows
 cost 2 GFLOP, a thousandth of one step."""
-_CARRIED = ("latents", "history", "noise", "mask", "kept", "coefficients")
+_CARRIED = ("latents", "history", "noise", "mask", "kept", "coefficients", "input_scale")
 """What the loop carries, and what works on that alone."""
 TRIVIAL = 4096  # elements: a value that no larger one and no product went into is not worth a tensor of its own
 

@@ -81,12 +81,6 @@ class Table:
             levels=self.levels[part],
         )
 
-    @property
-    def coefficients(self) -> NDArray[np.float32]:
-        """What a step's graph takes, float32 [rows, 25]: the update in the order of its rows, then the scale."""
-        flat = self.updates.reshape(len(self.updates), -1)
-        return np.column_stack([flat, self.scales]).astype(np.float32)
-
 
 def make_table(rows: Sequence[Row], init_noise_sigma: float = 1.0) -> Table:
     """Return the arrays of ``rows``."""
