@@ -13,7 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
+from koala_bundle.errors import ArgumentError
 from koala_runtime import Pipeline
+from koala_runtime.repeat import check_repeatable
 from koala_runtime.samplers import NAMES
 from tests.support.diffusers import open_reference
 
@@ -25,7 +27,7 @@ BUNDLES = [
     pytest.param(("other-widths", 1), marks=FULL),
     pytest.param(("koala-tiny", 2), marks=FULL),
 ]
-BOUND = 2 / 255
+BOUND, LATENTS = 2 / 255, 1e-4
 PROMPTS = ["a koala", "a large red circle", "two small blue squares"]
 STRENGTHS = (0.2, 0.35, 0.6, 0.85, 1.0)
 SAMPLERS = ("euler", "euler_a", "dpmpp_2m_karras", "unipc", "lcm", "heun", "dpm2_a", "dpmpp_2m_sde", "ddim", "plms")
@@ -65,7 +67,7 @@ class Both:
         return mask
 
     def difference(self, name: str, prompts: Any = PROMPTS[0], seed: int = 3, **call: Any) -> float:
-        """Return the largest difference of any pixel, in [0, 1]."""
+        """Return the largest difference of any pixel, in [0, 1], or of latents in parts of the largest."""
         theirs, named = self.theirs["mask_image" in call], NAMES[name]
         call = {"num_inference_steps": 6, "guidance_scale": 3.5, "output_type": "np", **call}
         size = dict(zip(("width", "height"), self.size, strict=True)) if "mask_image" in call else {}
@@ -73,7 +75,8 @@ class Both:
         wanted = theirs(prompts, generator=torch.Generator().manual_seed(seed), **size, **call).images
         got = self.ours(prompts, seed=seed, scheduler=name, **call).images
         assert wanted.shape == got.shape
-        return float(np.abs(wanted - got).max())
+        scale = np.abs(got).max() if call["output_type"] == "latent" else 1.0
+        return float(np.abs(np.asarray(wanted) - got).max() / scale)
 
 
 @pytest.fixture(scope="module", params=BUNDLES, ids=lambda param: f"{param[0]}-{param[1]}")
@@ -100,10 +103,126 @@ def test_every_strength(both: Both, name: str, strength: float, masked: bool) ->
 @pytest.mark.parametrize("name", SAMPLERS[1:])
 def test_other_samplers(both: Both, name: str, masked: bool) -> None:
     call = {"mask_image": both.mask()} if masked else {}
-    assert both.difference(name, image=both.picture(1), strength=0.6, **call) <= BOUND
+    assert both.difference(name, image=both.picture(1), strength=0.6, output_type="latent", **call) <= LATENTS
 
 
 @pytest.fixture(scope="module")
 def pair(checkpoint: Callable[[str], Path], bundle: Callable[..., Path]) -> Iterator[Both]:
     with Pipeline(bundle(SHAPE, encoder=True), "cpu") as ours:
         yield Both(checkpoint(SHAPE), ours)
+
+
+def test_pictures_of_each_prompt(pair: Both) -> None:
+    """Lists of pictures and masks, several pictures of each prompt, and a generator for each."""
+    pictures = [pair.picture(1), pair.picture(2)]
+    assert pair.difference("euler_a", PROMPTS[:2], image=pictures, strength=0.6) <= BOUND
+    masks = {"mask_image": [pair.mask(), pair.mask().rotate(180)]}
+    assert pair.difference("euler_a", PROMPTS[:2], image=pictures, strength=0.6, **masks) <= BOUND
+    several = {"num_images_per_prompt": 2, "image": pictures[0], "strength": 0.6}
+    assert pair.difference("euler", **several) <= BOUND
+    theirs, call = pair.theirs[False], {"num_inference_steps": 5, "strength": 0.6, "output_type": "np"}
+    theirs.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(pair.own.config)
+    generators = [[torch.Generator().manual_seed(seed) for seed in (5, 6)] for _ in range(2)]
+    wanted = theirs(PROMPTS[:2], image=pictures[0], generator=generators[0], guidance_scale=3.5, **call).images
+    call |= {"guidance_scale": 3.5, "scheduler": "euler_a", "image": pictures[0]}
+    assert np.abs(wanted - pair.ours(PROMPTS[:2], generator=generators[1], **call).images).max() <= BOUND
+    assert np.array_equal(
+        pair.ours(PROMPTS[:2], seed=[5, 6], **call).images[1], pair.ours(PROMPTS[1], seed=6, **call).images[0]
+    )
+
+
+def test_a_picture_of_another_size_is_resized(pair: Both) -> None:
+    large = {"image": pair.picture(1, (201, 133)), "mask_image": pair.mask((201, 133))}
+    assert pair.difference("euler", strength=0.7, **large) <= BOUND
+
+
+def test_kinds_of_pictures(pair: Both) -> None:
+    """Arrays of levels and of shares, in both orders, and tensors are the picture that they show."""
+    picture, mask = pair.picture(1).convert("RGBA"), pair.mask()
+    levels, cover = np.asarray(pair.picture(1)), np.asarray(mask)
+    call: dict[str, Any] = {"num_inference_steps": 3, "strength": 0.7, "seed": 1, "output_type": "np"}
+    wanted = pair.ours("a koala", image=picture, mask_image=mask, **call).images
+    shares = levels.astype(np.float32) / 255
+    for image, covered in (
+        (levels, cover),
+        (shares, cover > 127),
+        ([picture], [mask]),
+        (shares[None], cover[None] / 255),
+        (torch.from_numpy(shares.transpose(2, 0, 1).copy())[None], torch.from_numpy(cover / 255)[None, None]),
+        ([levels], [cover[..., None]]),
+    ):
+        assert np.array_equal(pair.ours("a koala", image=image, mask_image=covered, **call).images, wanted)
+
+
+def test_what_is_kept_and_what_is_painted(pair: Both) -> None:
+    """A negative control: without the mask, with another picture or strength, the picture is another one."""
+    plain: dict[str, Any] = {"num_inference_steps": 6, "seed": 1, "output_type": "latent"}
+    call = {**plain, "image": pair.picture(1), "strength": 0.6, "mask_image": pair.mask()}
+    before = pair.ours("a koala", **plain).images
+    wanted = pair.ours("a koala", **call).images
+    for change in ({"mask_image": None}, {"image": pair.picture(2)}, {"strength": 0.9}, {"seed": 2}):
+        other = pair.ours("a koala", **{**call, **change}).images
+        assert np.abs(other - wanted).max() > 100 * LATENTS * np.abs(wanted).max()
+    assert np.array_equal(pair.ours("a koala", **plain).images, before), "no mask is left"
+
+
+def test_the_same_bundle_draws_from_noise(pair: Both, bundle: Callable[..., Path]) -> None:
+    with Pipeline(bundle(SHAPE), "cpu") as without:
+        call: dict[str, Any] = {"num_inference_steps": 4, "seed": 1, "output_type": "np", "scheduler": "euler_a"}
+        assert np.abs(pair.ours("a koala", **call).images - without("a koala", **call).images).max() < 1e-5
+        with pytest.raises(ArgumentError, match=r"image: expected a bundle with the VAE's encoder, found one without"):
+            without("a koala", image=pair.picture(1))
+
+
+@pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "euler_a"])
+def test_on_the_simulated_gpu(pair: Both, bundle: Callable[..., Path], name: str) -> None:
+    """Between pictures without a picture, and twice, so that graphs are captured."""
+    call: dict[str, Any] = {"num_inference_steps": 4, "output_type": "np", "scheduler": name}
+    from_picture = {"image": pair.picture(1), "strength": 0.8}
+    with Pipeline(bundle(SHAPE, encoder=True), "simulated") as gpu:
+        for seed in (1, 2, 1):
+            for source in ({}, from_picture, {**from_picture, "mask_image": pair.mask()}):
+                wanted = pair.ours("a koala", seed=seed, **source, **call).images
+                assert np.array_equal(gpu("a koala", seed=seed, **source, **call).images, wanted)
+        with gpu.steps("a koala", seed=1, **from_picture, **call) as steps:
+            seen = [step.timestep for step in steps]
+        assert len(seen) == 3
+        assert np.array_equal(steps.output.images, pair.ours("a koala", seed=1, **from_picture, **call).images)
+
+
+def test_the_recipe_names_the_picture(pair: Both) -> None:
+    call: dict[str, Any] = {"image": pair.picture(1), "strength": 0.5, "num_inference_steps": 4, "seed": 1}
+    recipe = pair.ours("a koala", **call).recipes[0]
+    assert recipe.strength == 0.5
+    assert recipe.mask_image is None
+    assert recipe.image == pair.ours("a koala", **call).recipes[0].image
+    assert recipe.image != pair.ours("a koala", **{**call, "image": pair.picture(2)}).recipes[0].image
+    with pytest.raises(
+        ArgumentError, match=r"image: expected a picture that began with noise, found one that began with"
+    ):
+        check_repeatable(recipe, recipe.bundle, Path("koala.png"), Path("bundle"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"strength": 0.5}, "strength: expected an image, too, found none; pass image, or leave this out"),
+        ({"mask_image": np.ones((64, 96))}, "mask_image: expected an image, too, found none"),
+        ({"image": np.zeros((64, 96, 3)), "strength": 1.5}, "strength: expected a number from 0 to 1, found 1.5"),
+        ({"image": np.zeros((64, 96, 3)), "strength": 0.1}, "strength: expected a share that leaves one of 4 steps"),
+        ({"image": np.zeros((64, 64, 3))}, r"image: expected shape \[64, 96, 3\], or a PIL picture, .* \[64, 64, 3\]"),
+        ({"image": np.full((64, 96, 3), 7.0)}, "image: expected values from 0 to 1, or uint8, found others; divide by"),
+        ({"image": "koala.png"}, "image: expected a PIL picture, an array of one or more, or a list, found str"),
+        ({"image": [np.zeros((64, 96, 3))] * 2}, "image: expected one, or a number that divides 1 pictures, found 2"),
+        (
+            {"image": np.zeros((64, 96, 3)), "mask_image": np.zeros((8, 8))},
+            r"mask_image: expected shape \[64, 96\], or a PIL",
+        ),
+        ({"image": np.zeros((64, 96, 3)), "latents": np.zeros((1, 4, 8, 12))}, "latents: expected none beside image"),
+        ({"padding_mask_crop": 8}, "padding_mask_crop: expected the whole picture, found int; crop the picture and"),
+        ({"denoising_start": 0.5}, "denoising_start: expected strength, which begins later"),
+    ],
+)
+def test_what_cannot_be_painted_is_refused(pair: Both, arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises(ArgumentError, match=said):
+        pair.ours("a koala", **{"num_inference_steps": 4, **arguments})
