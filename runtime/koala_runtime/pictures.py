@@ -5,11 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from koala_bundle.errors import ArgumentError
 from koala_bundle.manifest import Manifest
@@ -65,6 +66,21 @@ class Source:
 
 def _at(level: NDArray[np.float64], encoded: Floats, noise: Floats) -> Floats:
     return np.float32(level[0]) * encoded + np.float32(level[1]) * noise
+
+
+def open_picture(path: Path, what: str, fix: str) -> Image.Image:
+    """Return a picture file's picture, read to its end. Raises ArgumentError of ``what``."""
+    try:
+        with Image.open(path) as picture:
+            picture.load()  # text may come after the pixels
+            return picture
+    except FileNotFoundError:
+        found = "no file"
+    except UnidentifiedImageError:
+        found = "a file of another kind"
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
+        found = f"a file that cannot be read ({error})"
+    raise ArgumentError(what, expected="a picture", found=found, fix=fix)
 
 
 def read_source(manifest: Manifest, count: int, schedule: Schedule, arguments: Arguments) -> Source | None:

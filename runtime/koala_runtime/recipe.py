@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, PngImagePlugin
 
 from koala_bundle.codec import CodecError, from_json, to_json
 from koala_bundle.errors import ArgumentError
 from koala_bundle.schedulers import KEYS, SchedulerSpec
+from koala_runtime.pictures import open_picture
 from koala_runtime.samplers.names import label
 
 SCHEMA_VERSION = 3
@@ -128,15 +129,5 @@ def read_recipe(path: Path) -> Recipe:
 
 def _stored_text(path: Path) -> str | None:
     """Return the JSON that a picture carries, None if it carries none."""
-    try:
-        with Image.open(path) as image:
-            image.load()  # the text may come after the pixels
-            text: str | None = getattr(image, "text", {}).get(KEY)
-            return text
-    except FileNotFoundError:
-        found = "no file"
-    except UnidentifiedImageError:
-        found = "a file of another kind"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
-        found = f"a file that cannot be read ({error})"
-    raise ArgumentError(str(path), expected="a picture", found=found, fix=_FIX)
+    text: str | None = getattr(open_picture(path, str(path), _FIX), "text", {}).get(KEY)
+    return text

@@ -38,6 +38,14 @@ def run(
     ] = None,
     eta: Annotated[float | None, option("Share of noise that ddim and tcd add, 0 to 1. Default: 0.")] = None,
     guidance_scale: Annotated[float | None, option("1 or less: none. Default: the bundle's own.")] = None,
+    image: Annotated[
+        Path | None,
+        option("Begin with this picture; needs a bundle built with --encoder.", "--image", metavar="<file>"),
+    ] = None,
+    mask: Annotated[Path | None, option("Paint only where this picture is white.", "--mask", metavar="<file>")] = None,
+    strength: Annotated[
+        float | None, option("How much of --image is painted anew, 0 to 1. Default: 0.3, with --mask 0.9999.")
+    ] = None,
     seed: Annotated[int | None, option("Same seed, same picture. Default: random.")] = None,
     like: Annotated[
         Path | None,
@@ -73,6 +81,8 @@ def run(
         "guidance_scale": guidance_scale,
         "seed": seed,
     }
+    pictures = {"image": _open("image", image), "mask_image": _open("mask", mask), "strength": strength}
+    _check_alone(pictures, like)
     changes = {name: value for name, value in arguments.items() if value is not None}
     _check_prompt(prompt, like)
     recipe = None if like is None else _read_repeatable(like, bundle, changes, output)
@@ -83,7 +93,9 @@ def run(
     how: dict[str, Any] = {"low_memory": low_memory, "device": device, "verify": verify}
     with progress_bar() as update, _messages_to(update), Pipeline(bundle, target, **how) as pipeline:
         loaded = time.monotonic()
-        call = {"prompt": prompt, **arguments} if recipe is None else repeat_call(recipe, pipeline.manifest)
+        call = {"prompt": prompt, **arguments, **pictures}
+        if recipe is not None:
+            call = repeat_call(recipe, pipeline.manifest)
         if stderr.is_terminal and not verbose:
             result = _draw_stepwise(pipeline, call, update)
         else:
@@ -115,6 +127,26 @@ def _check_prompt(prompt: str | None, like: Path | None) -> None:
             found=repr(prompt),
             fix="leave one of them out",
         )
+
+
+def _check_alone(pictures: dict[str, Any], like: Path | None) -> None:
+    given = [name for name, value in pictures.items() if value is not None]
+    if like is not None and given:
+        raise ArgumentError(
+            "mask" if given[0] == "mask_image" else given[0],
+            expected="none beside --like, which draws from noise",
+            found=f"--like {like}",
+            fix="leave one of them out",
+        )
+
+
+def _open(option: str, path: Path | None) -> Any:
+    """Return a picture the right way up, None for none."""
+    from PIL import ImageOps
+
+    from koala_runtime.pictures import open_picture
+
+    return None if path is None else ImageOps.exif_transpose(open_picture(path, f"--{option} {path}", "pass a picture"))
 
 
 def _read_repeatable(like: Path, bundle: Path, changes: dict[str, Any], output: Path) -> Recipe:
