@@ -16,7 +16,12 @@ from koala_bundle.errors import ArgumentError, KoalaError
 from koala_cli.screen import stderr
 
 # Parameters of the library that have another name in the command; all others share it.
-_COMMAND_NAMES = {"num_inference_steps": "steps", "compute_capabilities": "compute_capability", "component": "layers"}
+_COMMAND_NAMES = {
+    "num_inference_steps": "steps",
+    "compute_capabilities": "compute_capability",
+    "component": "layers",
+    "mask_image": "mask",
+}
 _KINDS = {int: "a whole number", float: "a number"}
 
 

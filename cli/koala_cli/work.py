@@ -17,6 +17,8 @@ def runs(entry: ComponentEntry, steps: int) -> int:
     """Return how often a picture of ``steps`` denoising steps runs a component."""
     if entry.steps:
         return -(-steps // entry.steps)
+    if entry.name == "vae_encoder":  # of a picture from noise
+        return 0
     return steps if any(tensor.per_step for tensor in entry.inputs) else 1
 
 

@@ -23,7 +23,7 @@ class Preset:
     where only a U-Net file is published. ``unet`` holds every keyword argument of diffusers'
     ``UNet2DConditionModel``, ready for JSON. ``guidance_scale`` at or below 1 means no
     classifier-free guidance. ``timestep_spacing`` is the recommended one, which the checkpoint's
-    scheduler file need not carry (see ``configs``). ``force_upcast`` is the VAE's.
+    scheduler file need not carry (see ``configs``). ``force_upcast`` is the VAE's, ``scheduler`` diffusers' class.
     """
 
     hub_id: str | None
@@ -32,6 +32,7 @@ class Preset:
     guidance_scale: float
     timestep_spacing: str
     force_upcast: bool
+    scheduler: str = "EulerDiscreteScheduler"
 
 
 def _unet(
@@ -40,15 +41,17 @@ def _unet(
     layers_per_block: int = 2,
     mid_block_type: str | None = "UNetMidBlock2DCrossAttn",
     reverse_transformer_layers: list[object] | None = None,
+    sample_size: int = 128,
 ) -> dict[str, object]:
     """Return SDXL-base's unet/config.json with other depths, and newer diffusers' keys at default.
 
     ``transformer_layers``: transformer blocks per resolution, finest first. The first entry is
     never read, because the finest resolution (DownBlock2D, UpBlock2D) has no attention.
+    ``sample_size``: side of the latents, an eighth of the picture's.
     """
     # fmt: off
     return {
-        "sample_size": 128,  # latent side of a 1024-pixel image
+        "sample_size": sample_size,
         "in_channels": 4, "out_channels": 4, "center_input_sample": False,
         "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
         # Always written: where this key is absent, diffusers builds the attention mid block.
@@ -82,6 +85,11 @@ _SDXL = _unet([1, 2, 10])  # stabilityai/stable-diffusion-xl-base-1.0
 # Depths: etri-vilab cards, and ComfyUI KOALA_700M / KOALA_1B, whose middle -2 is no mid block.
 _KOALA_700M = _unet([0, 2, 5], layers_per_block=1, mid_block_type=None)
 _KOALA_1B = _unet([0, 2, 6], layers_per_block=1)
+# 512 px, and ancestral Euler on trailing timesteps: stabilityai/sdxl-turbo, SDXL-base's shape.
+_TURBO_SIDE, _TURBO_SCHEDULER = 64, "EulerAncestralDiscreteScheduler"
+_SDXL_TURBO = _unet([1, 2, 10], sample_size=_TURBO_SIDE)
+_KOALA_TURBO_700M = _unet([0, 2, 5], layers_per_block=1, mid_block_type=None, sample_size=_TURBO_SIDE)
+_KOALA_TURBO_1B = _unet([0, 2, 6], layers_per_block=1, sample_size=_TURBO_SIDE)
 # Depths: ComfyUI SSD_1B, whose up path is listed in reverse. Its middle -1, a lone resnet, is
 # UNetMidBlock2D, added for this model in diffusers pull request 5400. The nesting explains the 93
 # lines and 1.96 kB of a re-saved SSD-1B (n1i/sdxl-ssd-1b-lcm listing).
@@ -116,6 +124,11 @@ PRESETS: Mapping[str, Preset] = {
     "sdxl-base": Preset("stabilityai/stable-diffusion-xl-base-1.0", _SDXL, 50, 5.0, "leading", True),
     # ByteDance/SDXL-Lightning card: its 4-step U-Net inside SDXL-base, guidance_scale=0.
     "sdxl-lightning": Preset(None, _SDXL, 4, 0.0, "trailing", True),
+    # Card of sdxl-turbo: one step, guidance_scale=0, 512 px.
+    "sdxl-turbo": Preset("stabilityai/sdxl-turbo", _SDXL_TURBO, 1, 0.0, "trailing", True, _TURBO_SCHEDULER),
+    # Of the paper (arXiv 2312.04005), distilled from SDXL-Turbo and not published: sampled as that.
+    "koala-turbo-700m": Preset(None, _KOALA_TURBO_700M, 1, 0.0, "trailing", False, _TURBO_SCHEDULER),
+    "koala-turbo-1b": Preset(None, _KOALA_TURBO_1B, 1, 0.0, "trailing", False, _TURBO_SCHEDULER),
     # Cards: "CFG around 9.0", steps left to the default of 50; segmind/SSD-1B's inference.py says
     # 50 and 9. VAE: listings of 602 and 642 bytes, SDXL-base's file from two diffusers versions.
     "ssd-1b": Preset("segmind/SSD-1B", _SSD_1B, 50, 9.0, "leading", True),
@@ -179,15 +192,20 @@ _MODEL_INDEX: Mapping[str, object] = {
 def configs(preset: Preset) -> dict[str, dict[str, object]]:
     """Return the JSON file of each component of a checkpoint folder, by component; yours to change.
 
-    The scheduler's spacing is "leading" for every preset, as published: the Lightning cards replace
-    it by what ``preset.timestep_spacing`` says after loading.
+    The scheduler's spacing is "leading" for every preset but the Turbo ones, as published: the
+    Lightning cards replace it by what ``preset.timestep_spacing`` says after loading.
     """
+    turbo = preset.scheduler == _TURBO_SCHEDULER
     files: dict[str, Mapping[str, object]] = {
         "text_encoder": _text_encoder("CLIPTextModel", "quick_gelu", 768, 12),
         "text_encoder_2": _text_encoder("CLIPTextModelWithProjection", "gelu", 1280, 32),
         "unet": {"_class_name": "UNet2DConditionModel", **preset.unet},
         "vae": _vae(preset.force_upcast),
-        "scheduler": _SCHEDULER,
-        "model_index": _MODEL_INDEX,
+        "scheduler": {
+            **_SCHEDULER,
+            "_class_name": preset.scheduler,
+            "timestep_spacing": "trailing" if turbo else "leading",
+        },
+        "model_index": {**_MODEL_INDEX, "scheduler": ["diffusers", preset.scheduler]},
     }
     return {name: deepcopy(dict(file)) for name, file in files.items()}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from koala_bundle.engine_record import EngineRecord
 from koala_bundle.errors import DeviceError
 from koala_bundle.manifest import Manifest
-from koala_runtime.program import DENOISER, VAE_DECODER, make_program
+from koala_runtime.program import DENOISER, VAE_DECODER, VAE_ENCODER, make_program
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,6 @@ def check_free(needed: Budget, free: int | None, *, low_memory: bool) -> None:
 
 
 def _phases(names: list[str]) -> list[list[str]]:
-    """Split into what comes before the steps, the steps, and the decoding."""
-    late = (DENOISER, VAE_DECODER)
-    return [[name for name in names if name not in late], *([name] for name in late if name in names)]
+    """Split into what comes before the steps, the steps, and the decoding; and the encoding of a picture."""
+    alone = (VAE_ENCODER, DENOISER, VAE_DECODER)
+    return [[name for name in names if name not in alone], *([name] for name in alone if name in names)]

@@ -61,7 +61,7 @@ def test_a_sampler_and_a_variation_with_another(painted: Path, files: Path, caps
         (["--image", "text.png"], "error --image text.png: expected a picture, found a file of another kind; pass a"),
         (
             ["--mask", "mask.png"],
-            "error mask_image: expected an image, too, found none; pass image, or leave this out.",
+            "error --mask: expected an image, too, found none; pass image, or leave this out.",
         ),
         (["--scheduler", "fast"], "error --scheduler: expected a class of diffusers, or euler, euler_a, heun,"),
     ],

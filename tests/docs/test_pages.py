@@ -112,7 +112,7 @@ def test_the_table_of_presets(name: str) -> None:
     (row,) = re.findall(rf"^\| `{name}` \|.*$", PAGES["models"], re.MULTILINE)
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1:4] == [str(preset.num_inference_steps), f"{preset.guidance_scale:g}", preset.timestep_spacing]
-    assert cells[4] == preset.hub_id if preset.hub_id else "U-Net alone" in cells[4]
+    assert cells[4] == preset.hub_id if preset.hub_id else "dry runs only" in cells[4]
 
 
 def test_the_table_of_gpus() -> None:

@@ -11,9 +11,10 @@ import json
 from functools import cache
 from typing import Any
 
+import diffusers
 import pytest
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from koala_export.configs import native_size, read_spec
@@ -32,6 +33,9 @@ UNET_PARAMETERS = {
     "koala-1b-llava-cap": KOALA_1B,
     "sdxl-base": SDXL,
     "sdxl-lightning": SDXL,
+    "sdxl-turbo": SDXL,
+    "koala-turbo-700m": KOALA_700M,
+    "koala-turbo-1b": KOALA_1B,
     "ssd-1b": 1_331_334_404,  # published: 1.3B (arXiv 2401.02677); files 2.66 and 5.33 GB
     "ssd-vega": 745_225_604,  # published: 0.74B (same paper, cut off); files 1.49 and 2.98 GB
 }
@@ -55,9 +59,10 @@ def count(module: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def test_every_preset_is_for_1024_pixels() -> None:
+def test_every_preset_is_for_1024_pixels_or_turbo() -> None:
     for name in PRESETS:
-        assert native_size(read(name), read_spec(read(name))) == (1024, 1024)
+        side = 512 if "turbo" in name else 1024
+        assert native_size(read(name), read_spec(read(name))) == (side, side)
 
 
 def test_names() -> None:
@@ -197,11 +202,12 @@ def test_vae(name: str) -> None:
 @pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")  # NumPy 2 on diffusers' tensors
 @every_preset
 def test_scheduler_takes_the_recommended_spacing(name: str) -> None:
-    """The Lightning folders ship "leading"; their cards override it after loading."""
+    """The Lightning folders ship "leading"; their cards override it after loading. Turbo's ships "trailing"."""
     preset = PRESETS[name]
     file = read(name)["scheduler"]
-    assert file["timestep_spacing"] == "leading"
-    euler: Any = EulerDiscreteScheduler
+    assert file["timestep_spacing"] == ("trailing" if "turbo" in name else "leading")
+    euler: Any = getattr(diffusers, preset.scheduler)
+    assert ("Ancestral" in preset.scheduler) is ("turbo" in name)
     shipped = euler.from_config(file)
     scheduler = euler.from_config(shipped.config, timestep_spacing=preset.timestep_spacing)
     scheduler.set_timesteps(preset.num_inference_steps)
