@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import typer
+from PIL import Image
 
 from koala_bundle import errors
 from koala_cli.main import app
@@ -83,8 +84,11 @@ def test_every_python_example_runs(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    (tmp_path / "bundle").symlink_to(bundle("koala-700m-like"))
+    pictures = "Image.open" in example
+    (tmp_path / "bundle").symlink_to(bundle("koala-700m-like", **{"encoder": True} if pictures else {}))
     monkeypatch.chdir(tmp_path)
+    for name in ("koala.png", "mask.png") if pictures else ():
+        Image.new("RGB", (96, 64), "grey").save(name)
     exec(compile(example, page, "exec"), {"__name__": "__main__"})
 
 
