@@ -23,7 +23,7 @@ from koala_bundle.targets import RTX
 from koala_runtime import Pipeline
 from koala_runtime.budget import budget
 from tests.support.nulldriver import LAUNCH_FAILED, OUT_OF_MEMORY, changes, null_process, scenarios
-from tests.support.nulldriver.scenarios import SAMPLED, SEEDS, WAYS, Images, Outcome, Seen
+from tests.support.nulldriver.scenarios import PAINTED, SAMPLED, SEEDS, WAYS, Images, Outcome, Seen
 
 OnNullDriver = Callable[..., Any]
 FREES = (
@@ -71,6 +71,21 @@ def test_every_kind_of_sampler(way: str, unchanged: Callable[[str], Seen], null_
     with Pipeline(null_bundle, "cpu") as pipe:
         on_processor = [SAMPLED[way][0](pipe, seed) for seed in SEEDS]
     seen = unchanged(way)
+    assert np.array_equal(seen.pictures, on_processor)
+    assert seen.wrong == []
+
+
+@pytest.fixture(scope="module")
+def painted_bundle(bundle: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("painted") / "bundle"
+    return scenarios.add_rtx_engines(bundle("koala-700m-like", encoder=True), folder)
+
+
+@pytest.mark.parametrize("way", PAINTED)
+def test_pictures_from_pictures(way: str, on_null_driver: OnNullDriver, painted_bundle: Path) -> None:
+    with Pipeline(painted_bundle, "cpu") as pipe:
+        on_processor = [PAINTED[way][0](pipe, seed) for seed in SEEDS]
+    seen = on_null_driver(scenarios.draw, painted_bundle, way)
     assert np.array_equal(seen.pictures, on_processor)
     assert seen.wrong == []
 

@@ -132,6 +132,26 @@ SAMPLED: dict[str, tuple[Callable[[Pipeline, int], Images], dict[str, Any]]] = {
 """Samplers with what Euler lacks."""
 
 
+def from_a_picture(*, masked: bool) -> Callable[[Pipeline, int], Images]:
+    """Draw from a picture, after one from noise."""
+
+    def function(pipe: Pipeline, seed: int) -> Images:
+        levels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
+        cover = {"mask_image": levels[..., 0] > 99} if masked else {}
+        plain(pipe, seed, num_inference_steps=3)
+        return plain(pipe, seed, num_inference_steps=4, image=levels, strength=0.8, scheduler="euler_a", **cover)
+
+    return function
+
+
+PAINTED: dict[str, tuple[Callable[[Pipeline, int], Images], dict[str, Any]]] = {
+    "from a picture": (from_a_picture(masked=False), {}),
+    "with a mask": (from_a_picture(masked=True), {}),
+    "with a mask in low memory": (from_a_picture(masked=True), {"low_memory": True}),
+}
+"""Of a bundle with the VAE's encoder."""
+
+
 @dataclass
 class Seen:
     """What came of drawing a picture for each of SEEDS.
@@ -148,7 +168,7 @@ class Seen:
 
 
 def draw(bundle: Path, way: str) -> Seen:
-    seen, (function, options), driver = Seen(), {**WAYS, **SAMPLED}[way], nulldriver.driver
+    seen, (function, options), driver = Seen(), {**WAYS, **SAMPLED, **PAINTED}[way], nulldriver.driver
     driver.reset()
     driver.memory(24 << 30)
     with Pipeline(bundle, "rtx", **options) as pipe:
