@@ -4,7 +4,7 @@ A picture is compared with what the model draws of the same noise in many steps:
 every sampler without noise of its own approximates. Samplers that draw noise have no such picture; ``judge`` can say of
 any picture whether it is right.
 
-Writes ``samplers.json`` after every measurement, and goes on where it stopped.
+Writes ``results.json`` after every measurement and goes on where it stopped; at the end a plot and tables.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import json
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from rich.progress import Progress
 
 from koala_bench.plot import plot_samplers
 from koala_bundle.codec import from_json
-from koala_bundle.files import write_json
+from koala_bundle.files import write_atomic, write_json
 from koala_runtime import Pipeline
 from koala_runtime.samplers import Schedule, choose
 from koala_verify.pixels import Pixels, psnr
@@ -30,7 +31,7 @@ from koala_verify.verify import PROMPTS
 
 Judge = Callable[[int, Pixels], bool]
 """Says whether the picture of the prompt with this index is right."""
-RESULTS, CONVERGED = "samplers.json", "converged.npz"
+RESULTS, CONVERGED = "results.json", "converged.npz"
 MANY = ("dpmpp_3m", 60)
 """Sampler and steps of the pictures that others are compared with; ``OTHER_MANY`` shows that they have converged."""
 OTHER_MANY = ("unipc", 60)
@@ -156,17 +157,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
         study = measure(
             pipe, prompts, [(name, count) for count in steps for name in names], options.folder, report=show
         )
-    write_plots(study, options.folder)
+    write_report(study, options.folder)
 
 
-def write_plots(study: Study, folder: Path) -> list[Path]:
-    """Write the plots of a study for light and dark pages, and return their files."""
-    files = []
-    for dark in (False, True):
-        path = folder / f"samplers{'-dark' * dark}.svg"
-        path.write_bytes(plot_samplers(_lines(study), ending="svg", dark=dark))
-        files.append(path)
-    return files
+def write_report(study: Study, folder: Path) -> None:
+    """Write ``results.md``, and plots as PNG and SVG for light and dark pages."""
+    write_atomic(folder / "results.md", markdown(study).encode())
+    for dark, ending in product((False, True), ("png", "svg")):
+        write_atomic(folder / f"results{'-dark' * dark}.{ending}", plot_samplers(_lines(study), ending, dark=dark))
+
+
+def markdown(study: Study) -> str:
+    """Return a table of each quantity: a row per sampler, a column per number of steps."""
+    names = [*dict.fromkeys(each.name for each in study.figures)]
+    steps = sorted({each.steps for each in study.figures})
+    parts = []
+    for title, key, form in (
+        ("PSNR to the converged picture, dB", "psnr", "{:.1f}"),
+        ("right pictures", "right", "{:.1%}"),
+    ):
+        rows = {name: [getattr(study.figure(name, count), key, None) for count in steps] for name in names}
+        shown = {name: values for name, values in rows.items() if any(value is not None for value in values)}
+        if shown:
+            parts.append(f"| {title} | " + " | ".join(f"{count} steps" for count in steps) + " |")
+            parts.append("|---|" + "---:|" * len(steps))
+            for name, values in shown.items():
+                cells = ("" if value is None else form.format(value) for value in values)
+                parts.append(f"| `{name}` | " + " | ".join(cells) + " |")
+            parts.append("")
+    return "\n".join(parts)
 
 
 def _lines(study: Study) -> dict[str, dict[str, list[tuple[int, float]]]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.progress import Progress
 
-from koala_bench.samplers import STEPS, measure, write_plots
+from koala_bench.samplers import STEPS, markdown, measure, write_report
 from koala_runtime import Pipeline
 from koala_runtime.samplers.names import STEMS
 from koala_tiny.scenes import words
@@ -39,7 +39,8 @@ def main(bundle: Path, folder: Path) -> None:
             progress.update(task, description=what, completed=share)
 
         study = measure(pipe, [words(each) for each in wanted], cells, folder, is_right, show)
-    print(*write_plots(study, folder), sep="\n")
+    write_report(study, folder)
+    print(markdown(study))
 
 
 if __name__ == "__main__":
