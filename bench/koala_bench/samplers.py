@@ -1,40 +1,54 @@
 """How good pictures are, by sampler and number of steps: ``python -m koala_bench.samplers BUNDLE FOLDER``.
 
-A picture is compared with what the model draws of the same noise in many steps: the exact solution of the equation that
-every sampler without noise of its own approximates. Samplers that draw noise have no such picture; ``judge`` can say of
-any picture whether it is right.
+A picture is compared with what the model draws of the same noise in many steps: the solution of the equation that every
+sampler without noise of its own approximates. A sampler that draws noise has other pictures for its result; ``judge``
+can say of any picture whether it is right.
 
-Writes ``samplers.json`` after every measurement, and goes on where it stopped.
+Results are kept after every measurement, and the same command goes on where it stopped.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 from rich.progress import Progress
 
 from koala_bench.plot import plot_samplers
+from koala_bench.report import write_plots
+from koala_bench.tables import as_markdown
 from koala_bundle.codec import from_json
-from koala_bundle.files import write_json
+from koala_bundle.errors import ArgumentError, KoalaError
+from koala_bundle.files import write_atomic, write_json
 from koala_runtime import Pipeline
 from koala_runtime.samplers import Schedule, choose
 from koala_verify.pixels import Pixels, psnr
 from koala_verify.verify import PROMPTS
 
-Judge = Callable[[int, Pixels], bool]
+Cell: TypeAlias = tuple[str, int]
+"""A sampler and a number of steps."""
+Judge: TypeAlias = Callable[[int, Pixels], bool]
 """Says whether the picture of the prompt with this index is right."""
-RESULTS, CONVERGED = "samplers.json", "converged.npz"
-MANY = ("dpmpp_3m", 60)
-"""Sampler and steps of the pictures that others are compared with; ``OTHER_MANY`` shows that they have converged."""
-OTHER_MANY = ("unipc", 60)
+Report: TypeAlias = Callable[[str, float], None]
+"""Is told what is drawn, and the share of it that is there."""
+MANY: Cell = ("dpmpp_3m", 60)
+"""How the pictures are drawn that others are compared with."""
+OTHERS: tuple[Cell, ...] = (("unipc", 60), ("dpmpp_2m", 100), ("heun", 50), ("euler", 200))
+"""They show on the first ``FEW`` prompts that these have converged."""
+FEW = 16
 STEPS = (4, 6, 8, 10, 15, 25)
+SAMPLERS = ("euler", "dpmpp_2m", "dpmpp_2m_karras", "unipc", "deis")
+RESULTS, CONVERGED = "samplers.json", "converged.npz"
 
 
 @dataclass(frozen=True)
@@ -55,14 +69,18 @@ class Figure:
 
 @dataclass(frozen=True)
 class Study:
-    """``agreement``: median PSNR between both ways to converge; ``converged_right``: the share of right pictures."""
+    """``key``: digest of bundle, prompts and ``MANY``. ``converged``: the pictures that are compared with.
 
-    bundle: str
+    ``agreement``: median PSNR between them and those of other samplers in many steps, in decibels. ``right``: the share
+    of right ones among them.
+    """
+
+    key: str
     guidance_scale: float
     converged: str
-    agreement: float
-    converged_right: float | None
-    figures: tuple[Figure, ...] = field(default=())
+    right: float | None
+    agreement: dict[str, float]
+    figures: tuple[Figure, ...] = ()
 
     def figure(self, name: str, steps: int) -> Figure | None:
         """Return a measurement, None if there is none."""
@@ -72,113 +90,143 @@ class Study:
 def measure(
     pipe: Pipeline,
     prompts: Sequence[str],
-    cells: Sequence[tuple[str, int]],
+    cells: Sequence[Cell],
     folder: Path,
     judge: Judge | None = None,
-    report: Callable[[str, float], None] = lambda what, share: None,
+    report: Report = lambda what, share: None,
 ) -> Study:
     """Measure samplers and steps, and return all that ``folder`` has by then. A prompt's seed is its index.
 
-    Raises ArgumentError for a name that is no sampler.
+    Raises ArgumentError for a name that is no sampler, and for a folder with results of other bundles or prompts.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    tables = {cell: choose(cell[0], pipe.scheduler).table(Schedule(cell[1])) for cell in cells}
+    key = hashlib.sha256(json.dumps([pipe.digest, *prompts, MANY]).encode()).hexdigest()
     path = folder / RESULTS
-    converged = _converged(pipe, prompts, folder, report)
-    if path.exists():
-        study = from_json(Study, json.loads(path.read_text(encoding="utf-8")))
-    else:
-        few = prompts[:40]
-        others = _draw(pipe, few, *OTHER_MANY)
-        agreement = statistics.median(psnr(a, b, 255.0) for a, b in zip(converged, others, strict=False))
-        guidance, right = pipe.manifest.sampling.guidance_scale, _right(converged, judge)
-        study = Study(pipe.digest, guidance, f"{MANY[0]}, {MANY[1]} steps", agreement, right)
-        write_json(path, study)
-    for done, (name, steps) in enumerate(cells):
-        report(f"{name}, {steps} steps", done / len(cells))
-        if study.figure(name, steps) is None:
-            figure = _measure(pipe, prompts, name, steps, converged, judge)
-            study = Study(**{**vars(study), "figures": (*study.figures, figure)})
+    if not path.exists():
+        write_json(path, _begin(pipe, prompts, folder, key, judge, report))
+    study = load(path)
+    if study.key != key:
+        raise ArgumentError(
+            str(folder),
+            expected="results of this bundle and these prompts",
+            found="results of others",
+            fix="choose another folder",
+        )
+    with np.load(folder / CONVERGED) as data:
+        converged = [*data["pictures"]]
+    for index, (cell, table) in enumerate(tables.items()):
+        if study.figure(*cell) is None:
+            pictures = [*_draw(pipe, prompts, cell, report, f"{index + 1} of {len(tables)}: ")]
+            near = None if table.draws.any() else _median_psnr(converged, pictures)
+            figure = Figure(*cell, len(table.timesteps), len(pictures), near, _right(pictures, judge))
+            study = replace(study, figures=(*study.figures, figure))
             write_json(path, study)
     return study
 
 
-def _measure(
-    pipe: Pipeline, prompts: Sequence[str], name: str, steps: int, converged: Sequence[Pixels], judge: Judge | None
-) -> Figure:
-    table = choose(name, pipe.scheduler).table(Schedule(steps))
-    pictures = [*_draw(pipe, prompts, name, steps)]
-    near = statistics.median(psnr(wanted, got, 255.0) for wanted, got in zip(converged, pictures, strict=True))
-    exact = None if table.draws.any() else round(near, 2)
-    return Figure(name, steps, len(table.timesteps), len(pictures), exact, _right(pictures, judge))
+def load(path: Path) -> Study:
+    """Read a study. Raises CodecError for JSON that is none."""
+    return from_json(Study, json.loads(path.read_text(encoding="utf-8")))
+
+
+def _begin(
+    pipe: Pipeline, prompts: Sequence[str], folder: Path, key: str, judge: Judge | None, report: Report
+) -> Study:
+    """Draw the converged pictures into ``folder``, and compare them with those of other samplers."""
+    folder.mkdir(parents=True, exist_ok=True)
+    converged, stream = [*_draw(pipe, prompts, MANY, report)], BytesIO()
+    np.savez_compressed(stream, pictures=np.stack(converged))
+    write_atomic(folder / CONVERGED, stream.getvalue())
+    agreement = {
+        _words(cell): _median_psnr(converged[:FEW], _draw(pipe, prompts[:FEW], cell, report)) for cell in OTHERS
+    }
+    guidance = pipe.manifest.sampling.guidance_scale
+    return Study(key, guidance, f"{len(converged)} by {_words(MANY)}", _right(converged, judge), agreement)
+
+
+def _draw(pipe: Pipeline, prompts: Sequence[str], cell: Cell, report: Report, prefix: str = "") -> Iterator[Pixels]:
+    """Yield a picture of each prompt, of the noise of the seed that is its index whatever the batch."""
+    batch, (name, steps) = pipe.manifest.profile.batch, cell
+    for start in range(0, len(prompts), batch):
+        report(prefix + _words(cell), start / len(prompts))
+        some = prompts[start : start + batch]
+        seeds = [*range(start, start + len(some))]
+        yield from map(np.asarray, pipe(some, seed=seeds, num_inference_steps=steps, scheduler=name).images)
+
+
+def _words(cell: Cell) -> str:
+    return f"{cell[0]}, {cell[1]} steps"
+
+
+def _median_psnr(references: Iterable[Pixels], pictures: Iterable[Pixels]) -> float:
+    return round(statistics.median(psnr(a, b, 255.0) for a, b in zip(references, pictures, strict=True)), 2)
 
 
 def _right(pictures: Sequence[Pixels], judge: Judge | None) -> float | None:
     return None if judge is None else sum(judge(*each) for each in enumerate(pictures)) / len(pictures)
 
 
-def _converged(
-    pipe: Pipeline, prompts: Sequence[str], folder: Path, report: Callable[[str, float], None]
-) -> Sequence[Pixels]:
-    path = folder / CONVERGED
-    if not path.exists():
-        report("converged pictures", 0.0)
-        np.savez_compressed(path, pictures=np.stack([*_draw(pipe, prompts, *MANY)]))
-    with np.load(path) as data:
-        return list(data["pictures"][: len(prompts)])
+def save(study: Study, folder: Path) -> list[Path]:
+    """Write ``results.md`` and plots, light and dark, to ``folder``; a line is drawn for what has four points."""
+    write_atomic(folder / "results.md", markdown(study).encode())
+    panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
+    for title, key, unit in _PANELS:
+        for figure in sorted(study.figures, key=lambda each: each.rows):
+            value: float | None = getattr(figure, key)
+            if value is not None:
+                panels.setdefault(title, {}).setdefault(figure.name, []).append((figure.rows, unit * value))
+    lines = {title: {name: each for name, each in panel.items() if len(each) > 3} for title, panel in panels.items()}
+    plots = write_plots(folder / "results", lambda ending, dark: plot_samplers(lines, ending, dark=dark))
+    return [folder / "results.md", *plots]
 
 
-def _draw(pipe: Pipeline, prompts: Sequence[str], name: str, steps: int) -> Iterator[Pixels]:
-    """Yield a picture of each prompt, of the noise of the seed that is its index whatever the batch."""
-    batch = pipe.manifest.profile.batch
-    for start in range(0, len(prompts), batch):
-        some = prompts[start : start + batch]
-        seeds = [*range(start, start + len(some))]
-        yield from map(np.asarray, pipe(some, seed=seeds, num_inference_steps=steps, scheduler=name).images)
+_PANELS = (("PSNR to the converged picture, dB", "psnr", 1), ("right pictures, %", "right", 100))
+
+
+def markdown(study: Study) -> str:
+    """Return a table for each quantity: a row per sampler, a column per number of steps."""
+    steps, tables = sorted({each.steps for each in study.figures}), []
+    for title, key, unit in _PANELS:
+        rows = []
+        for name in dict.fromkeys(each.name for each in study.figures if getattr(each, key) is not None):
+            found = [study.figure(name, each) for each in steps]
+            rows.append((f"`{name}`", *("" if each is None else f"{unit * getattr(each, key):.1f}" for each in found)))
+        if rows:
+            tables.append(as_markdown((f"{title}, by steps", *map(str, steps)), rows))
+    return "\n\n".join(tables) + "\n"
+
+
+@contextmanager
+def shown_progress() -> Iterator[Report]:
+    """Show a bar for what is drawn."""
+    with Progress(transient=True) as progress:
+        task = progress.add_task("", total=1.0)
+        yield lambda what, share: progress.update(task, description=what, completed=share)
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(each) for each in text.split(",")]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure a bundle with some prompts and draw the plots."""
+    """Measure a bundle with some prompts, and write the tables and plots."""
     parser = argparse.ArgumentParser(description="Compare samplers and numbers of steps on a bundle.")
     parser.add_argument("bundle", type=Path)
-    parser.add_argument("folder", type=Path, help="where the results and plots go; a later run goes on there")
-    parser.add_argument("--prompts", type=Path, help="a text file with one prompt per line")
-    parser.add_argument("--samplers", default="euler,dpmpp_2m,dpmpp_2m_karras,unipc,deis,ddim", metavar="NAME,NAME")
-    parser.add_argument("--steps", default=",".join(map(str, STEPS)), metavar="N,N")
+    parser.add_argument("folder", type=Path, help="where results, tables and plots go; a later run goes on there")
+    parser.add_argument("--prompts", type=Path, help="a text file with one prompt per line; default: three")
+    parser.add_argument("--samplers", default=",".join(SAMPLERS), metavar="NAME,NAME", help="default: %(default)s")
+    parser.add_argument(
+        "--steps", default=",".join(map(str, STEPS)), type=_numbers, metavar="N,N", help="default: %(default)s"
+    )
     options = parser.parse_args(arguments)
-    prompts = options.prompts.read_text(encoding="utf-8").splitlines() if options.prompts else [*PROMPTS]
-    names, steps = options.samplers.split(","), [int(each) for each in options.steps.split(",")]
-    with Progress() as progress, Pipeline(options.bundle) as pipe:
-        task = progress.add_task("", total=1.0)
-
-        def show(what: str, share: float) -> None:
-            progress.update(task, description=what, completed=share)
-
-        study = measure(
-            pipe, prompts, [(name, count) for count in steps for name in names], options.folder, report=show
-        )
-    write_plots(study, options.folder)
-
-
-def write_plots(study: Study, folder: Path) -> list[Path]:
-    """Write the plots of a study for light and dark pages, and return their files."""
-    files = []
-    for dark in (False, True):
-        path = folder / f"samplers{'-dark' * dark}.svg"
-        path.write_bytes(plot_samplers(_lines(study), ending="svg", dark=dark))
-        files.append(path)
-    return files
-
-
-def _lines(study: Study) -> dict[str, dict[str, list[tuple[int, float]]]]:
-    """Return the lines of each panel: (evaluations, value) by sampler."""
-    panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
-    for title, key in (("PSNR to the converged picture, dB", "psnr"), ("right pictures, %", "right")):
-        for figure in sorted(study.figures, key=lambda each: each.rows):
-            value: Any = getattr(figure, key)
-            if value is not None:
-                shown = 100 * value if key == "right" else value
-                panels.setdefault(title, {}).setdefault(figure.name, []).append((figure.rows, shown))
-    return panels
+    try:
+        prompts = options.prompts.read_text(encoding="utf-8").splitlines() if options.prompts else PROMPTS
+        cells = [(name, steps) for steps in options.steps for name in options.samplers.split(",")]
+        with Pipeline(options.bundle) as pipe, shown_progress() as report:
+            study = measure(pipe, [each for each in prompts if each], cells, options.folder, report=report)
+    except (KoalaError, OSError) as error:
+        sys.exit(str(error))
+    print(*save(study, options.folder), sep="\n")  # noqa: T201
 
 
 if __name__ == "__main__":
