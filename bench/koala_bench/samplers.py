@@ -41,11 +41,14 @@ Judge: TypeAlias = Callable[[int, Pixels], bool]
 """Says whether the picture of the prompt with this index is right."""
 Report: TypeAlias = Callable[[str, float], None]
 """Is told what is drawn, and the share of it that is there."""
-MANY: Cell = ("dpmpp_3m", 60)
-"""How the pictures are drawn that others are compared with."""
-OTHERS: tuple[Cell, ...] = (("unipc", 60), ("dpmpp_2m", 100), ("heun", 50), ("euler", 200))
-"""They show on the first ``FEW`` prompts that these have converged."""
-FEW = 16
+MANY: Cell = ("dpmpp_3m_karras", 100)
+"""How the pictures are drawn that others are compared with.
+
+100 steps without Karras' noise levels are too few: the last one jumps from the noise of the tenth timestep to none.
+"""
+OTHERS: tuple[Cell, ...] = (("unipc_karras", 100), ("dpmpp_2m", 400), ("euler", 400))
+"""They show on ``FEW`` prompts that these have converged."""
+COMPARED, FEW = 100, 8
 STEPS = (4, 6, 8, 10, 15, 25)
 SAMPLERS = ("euler", "dpmpp_2m", "dpmpp_2m_karras", "unipc", "deis")
 RESULTS, CONVERGED = "samplers.json", "converged.npz"
@@ -55,8 +58,8 @@ RESULTS, CONVERGED = "samplers.json", "converged.npz"
 class Figure:
     """``count`` pictures by a sampler in ``steps`` steps, which are ``rows`` evaluations of the U-Net.
 
-    ``psnr``: the median over pictures, in decibels to the converged ones, None for samplers that draw noise. ``right``:
-    the share that the judge calls right, None without one.
+    ``psnr``: median to the converged pictures, in decibels, None for samplers that draw noise. ``right``: the share
+    that the judge calls right, None without one.
     """
 
     name: str
@@ -71,14 +74,12 @@ class Figure:
 class Study:
     """``key``: digest of bundle, prompts and ``MANY``. ``converged``: the pictures that are compared with.
 
-    ``agreement``: median PSNR between them and those of other samplers in many steps, in decibels. ``right``: the share
-    of right ones among them.
+    ``agreement``: median PSNR between them and those of other samplers in many steps, in decibels.
     """
 
     key: str
     guidance_scale: float
     converged: str
-    right: float | None
     agreement: dict[str, float]
     figures: tuple[Figure, ...] = ()
 
@@ -97,13 +98,16 @@ def measure(
 ) -> Study:
     """Measure samplers and steps, and return all that ``folder`` has by then. A prompt's seed is its index.
 
+    All prompts are drawn and judged; about ``COMPARED`` of them, evenly spread, are compared with converged pictures.
+
     Raises ArgumentError for a name that is no sampler, and for a folder with results of other bundles or prompts.
     """
     tables = {cell: choose(cell[0], pipe.scheduler).table(Schedule(cell[1])) for cell in cells}
     key = hashlib.sha256(json.dumps([pipe.digest, *prompts, MANY]).encode()).hexdigest()
-    path = folder / RESULTS
+    path, everything = folder / RESULTS, range(len(prompts))
+    compared = everything[:: max(1, len(prompts) // COMPARED)]
     if not path.exists():
-        write_json(path, _begin(pipe, prompts, folder, key, judge, report))
+        write_json(path, _begin(pipe, prompts, compared, folder, key, report))
     study = load(path)
     if study.key != key:
         raise ArgumentError(
@@ -116,9 +120,10 @@ def measure(
         converged = [*data["pictures"]]
     for index, (cell, table) in enumerate(tables.items()):
         if study.figure(*cell) is None:
-            pictures = [*_draw(pipe, prompts, cell, report, f"{index + 1} of {len(tables)}: ")]
-            near = None if table.draws.any() else _median_psnr(converged, pictures)
-            figure = Figure(*cell, len(table.timesteps), len(pictures), near, _right(pictures, judge))
+            pictures = [*_draw(pipe, prompts, everything, cell, report, f"{index + 1} of {len(tables)}: ")]
+            near = None if table.draws.any() else _median_psnr(converged, [pictures[each] for each in compared])
+            right = judge and sum(judge(*each) for each in enumerate(pictures)) / len(pictures)
+            figure = Figure(*cell, len(table.timesteps), len(pictures), near, right)
             study = replace(study, figures=(*study.figures, figure))
             write_json(path, study)
     return study
@@ -130,27 +135,28 @@ def load(path: Path) -> Study:
 
 
 def _begin(
-    pipe: Pipeline, prompts: Sequence[str], folder: Path, key: str, judge: Judge | None, report: Report
+    pipe: Pipeline, prompts: Sequence[str], compared: Sequence[int], folder: Path, key: str, report: Report
 ) -> Study:
     """Draw the converged pictures into ``folder``, and compare them with those of other samplers."""
     folder.mkdir(parents=True, exist_ok=True)
-    converged, stream = [*_draw(pipe, prompts, MANY, report)], BytesIO()
+    converged, stream = [*_draw(pipe, prompts, compared, MANY, report)], BytesIO()
     np.savez_compressed(stream, pictures=np.stack(converged))
     write_atomic(folder / CONVERGED, stream.getvalue())
-    agreement = {
-        _words(cell): _median_psnr(converged[:FEW], _draw(pipe, prompts[:FEW], cell, report)) for cell in OTHERS
-    }
-    guidance = pipe.manifest.sampling.guidance_scale
-    return Study(key, guidance, f"{len(converged)} by {_words(MANY)}", _right(converged, judge), agreement)
+    few, agreement = compared[:FEW], {}
+    for cell in OTHERS:
+        agreement[_words(cell)] = _median_psnr(converged[:FEW], _draw(pipe, prompts, few, cell, report))
+    return Study(key, pipe.manifest.sampling.guidance_scale, f"{len(converged)} by {_words(MANY)}", agreement)
 
 
-def _draw(pipe: Pipeline, prompts: Sequence[str], cell: Cell, report: Report, prefix: str = "") -> Iterator[Pixels]:
-    """Yield a picture of each prompt, of the noise of the seed that is its index whatever the batch."""
+def _draw(
+    pipe: Pipeline, prompts: Sequence[str], chosen: Sequence[int], cell: Cell, report: Report, prefix: str = ""
+) -> Iterator[Pixels]:
+    """Yield a picture of each chosen prompt, of the noise of the seed that is its index whatever the batch."""
     batch, (name, steps) = pipe.manifest.profile.batch, cell
-    for start in range(0, len(prompts), batch):
-        report(prefix + _words(cell), start / len(prompts))
-        some = prompts[start : start + batch]
-        seeds = [*range(start, start + len(some))]
+    for start in range(0, len(chosen), batch):
+        report(prefix + _words(cell), start / len(chosen))
+        seeds = [*chosen[start : start + batch]]
+        some = [prompts[each] for each in seeds]
         yield from map(np.asarray, pipe(some, seed=seeds, num_inference_steps=steps, scheduler=name).images)
 
 
@@ -160,10 +166,6 @@ def _words(cell: Cell) -> str:
 
 def _median_psnr(references: Iterable[Pixels], pictures: Iterable[Pixels]) -> float:
     return round(statistics.median(psnr(a, b, 255.0) for a, b in zip(references, pictures, strict=True)), 2)
-
-
-def _right(pictures: Sequence[Pixels], judge: Judge | None) -> float | None:
-    return None if judge is None else sum(judge(*each) for each in enumerate(pictures)) / len(pictures)
 
 
 def save(study: Study, folder: Path) -> list[Path]:

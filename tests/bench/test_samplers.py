@@ -16,7 +16,7 @@ from koala_runtime import Pipeline
 from koala_verify.pixels import Pixels
 
 SHAPE = "koala-700m-like"
-PROMPTS = ("a koala", "a red circle", "a tree")
+PROMPTS = ("a koala", "a red circle", "a tree", "a house")
 CELLS = (("dpmpp_3m", 6), ("euler", 2), ("euler", 5), ("euler_a", 2), ("heun", 2))
 
 
@@ -24,6 +24,7 @@ CELLS = (("dpmpp_3m", 6), ("euler", 2), ("euler", 5), ("euler_a", 2), ("heun", 2
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samplers, "MANY", ("dpmpp_3m", 6))
     monkeypatch.setattr(samplers, "OTHERS", (("dpmpp_3m", 6), ("euler", 3)))
+    monkeypatch.setattr(samplers, "COMPARED", 2)
 
 
 def first_only(index: int, picture: Pixels) -> bool:
@@ -49,13 +50,14 @@ def test_a_stopped_study_goes_on_and_says_what_it_found(bundle: Callable[..., Pa
         with pytest.raises(ArgumentError, match="these prompts"):
             measure(pipe, PROMPTS[:2], CELLS, tmp_path)
     assert load(tmp_path / "samplers.json") == study
+    assert study.converged == "2 by dpmpp_3m, 6 steps"
     assert study.agreement["dpmpp_3m, 6 steps"] == 150 > study.agreement["euler, 3 steps"]
     found = {(each.name, each.steps): each for each in study.figures}
     assert found["dpmpp_3m", 6].psnr == 150 > found["euler", 5].psnr > found["euler", 2].psnr  # type: ignore[operator]
     assert found["euler_a", 2].psnr is None
     assert found["heun", 2].rows == 3
-    assert {each.count for each in study.figures} == {3}
-    assert {study.right, *(each.right for each in study.figures)} == {1 / 3}
+    assert {each.count for each in study.figures} == {4}
+    assert {each.right for each in study.figures} == {1 / 4}
 
 
 def test_the_command_writes_tables_and_plots(
@@ -87,7 +89,7 @@ def test_what_is_wrong_is_said_before_anything_is_drawn(
 def test_lines_are_drawn_for_what_has_four_points(tmp_path: Path) -> None:
     figures = [samplers.Figure("euler", steps, steps, 9, 30.0 + steps, 0.5) for steps in (1, 2, 3, 4)]
     few = [samplers.Figure("unipc", steps, steps, 9, 30.0 + steps, 0.5) for steps in (1, 2, 3)]
-    study = Study("", 2.0, "", None, {}, (*figures, *few))
+    study = Study("", 2.0, "", {}, (*figures, *few))
     save(study, tmp_path)
     one = (tmp_path / "results.svg").read_bytes()
     save(replace(study, figures=(*figures,)), tmp_path)
