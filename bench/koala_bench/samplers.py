@@ -169,7 +169,10 @@ def _median_psnr(references: Iterable[Pixels], pictures: Iterable[Pixels]) -> fl
 
 
 def save(study: Study, folder: Path) -> list[Path]:
-    """Write ``results.md`` and plots, light and dark, to ``folder``; a line is drawn for what has four points."""
+    """Write ``results.md`` and plots, light and dark, to ``folder``.
+
+    A line is drawn for samplers that were measured at more than half of the numbers of steps.
+    """
     write_atomic(folder / "results.md", markdown(study).encode())
     panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for title, key, unit in _PANELS:
@@ -177,7 +180,8 @@ def save(study: Study, folder: Path) -> list[Path]:
             value: float | None = getattr(figure, key)
             if value is not None:
                 panels.setdefault(title, {}).setdefault(figure.name, []).append((figure.rows, unit * value))
-    lines = {title: {name: each for name, each in panel.items() if len(each) > 3} for title, panel in panels.items()}
+    half = len({each.steps for each in study.figures}) / 2
+    lines = {title: {name: each for name, each in panel.items() if len(each) > half} for title, panel in panels.items()}
     plots = write_plots(folder / "results", lambda ending, dark: plot_samplers(lines, ending, dark=dark))
     return [folder / "results.md", *plots]
 
@@ -189,10 +193,12 @@ def markdown(study: Study) -> str:
     """Return a table for each quantity: a row per sampler, a column per number of steps."""
     steps, tables = sorted({each.steps for each in study.figures}), []
     for title, key, unit in _PANELS:
-        rows = []
-        for name in dict.fromkeys(each.name for each in study.figures if getattr(each, key) is not None):
-            found = [study.figure(name, each) for each in steps]
-            rows.append((f"`{name}`", *("" if each is None else f"{unit * getattr(each, key):.1f}" for each in found)))
+        known = {(each.name, each.steps): getattr(each, key) for each in study.figures}
+        shown = {cell: f"{unit * value:.1f}" for cell, value in known.items() if value is not None}
+        rows = [
+            (f"`{name}`", *(shown.get((name, each), "") for each in steps))
+            for name in dict.fromkeys(n for n, _ in shown)
+        ]
         if rows:
             tables.append(as_markdown((f"{title}, by steps", *map(str, steps)), rows))
     return "\n\n".join(tables) + "\n"
@@ -210,8 +216,8 @@ def _numbers(text: str) -> list[int]:
     return [int(each) for each in text.split(",")]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measure a bundle with some prompts, and write the tables and plots."""
+def make_parser() -> argparse.ArgumentParser:
+    """Return the arguments of the command."""
     parser = argparse.ArgumentParser(description="Compare samplers and numbers of steps on a bundle.")
     parser.add_argument("bundle", type=Path)
     parser.add_argument("folder", type=Path, help="where results, tables and plots go; a later run goes on there")
@@ -220,7 +226,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--steps", default=",".join(map(str, STEPS)), type=_numbers, metavar="N,N", help="default: %(default)s"
     )
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure a bundle with some prompts, and write the tables and plots."""
+    options = make_parser().parse_args(arguments)
     try:
         prompts = options.prompts.read_text(encoding="utf-8").splitlines() if options.prompts else PROMPTS
         cells = [(name, steps) for steps in options.steps for name in options.samplers.split(",")]
