@@ -88,7 +88,7 @@ def test_what_is_wrong_is_said_before_anything_is_drawn(
 
 def test_a_line_is_drawn_for_what_was_measured_at_most_steps(tmp_path: Path) -> None:
     figures = [samplers.Figure("euler", steps, steps, 9, 30.0 + steps, 0.5) for steps in (1, 2, 3, 4)]
-    few = [samplers.Figure("unipc", steps, steps, 9, 30.0 + steps, 0.5) for steps in (1, 2)]
+    few = [samplers.Figure("unipc", steps, steps, 9, 30.0 + steps, 0.5) for steps in (1,)]
     study = Study("", 2.0, "", {}, (*figures, *few))
     save(study, tmp_path)
     one = (tmp_path / "results.svg").read_bytes()
