@@ -71,7 +71,7 @@ def results_markdown(root: Path, name: str) -> str:
         f"../bench/results/{name}/results{dark}.png#only-{scheme}"
         for dark, scheme in (("", "light"), ("-dark", "dark"))
     ]
-    shown = [f"![What was measured as {name}, as a plot]({plot})" for plot in plots]
+    shown = [f"![The results below as a plot]({plot})" for plot in plots]
     return "\n\n".join([*shown, (root / "bench" / "results" / name / "results.md").read_text("utf-8")])
 
 

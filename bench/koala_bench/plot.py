@@ -67,13 +67,20 @@ def plot_samplers(panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]
     """Return a panel of lines per quantity: (evaluations of the U-Net, value) by sampler."""
 
     def draw(pyplot: Any) -> Any:
+        markers = _MARKERS + _MARKERS[1:]  # a period of their own, so that no two of many lines look alike
         names = [*dict.fromkeys(name for lines in panels.values() for name in lines)]
-        figure, axes = pyplot.subplots(1, len(panels), figsize=(6.2 * len(panels), 5.4), squeeze=False)
+        figure, axes = pyplot.subplots(1, len(panels), figsize=(6.2 * len(panels), 5.4), squeeze=False, sharex=True)
+        ticks: list[int] = []
+        for x in sorted({x for lines in panels.values() for points in lines.values() for x, _ in points}):
+            ticks += [x] if not ticks or x > 1.2 * ticks[-1] else []
         for axis, (title, lines) in zip(axes[0], panels.items(), strict=True):
             for name, points in lines.items():
                 place = names.index(name)
-                style = {"color": _LINES[place % len(_LINES)], "marker": _MARKERS[place // len(_LINES) % len(_MARKERS)]}
-                axis.plot(*zip(*points, strict=True), label=name, markersize=4, linewidth=1.2, **style)
+                style = {"color": _LINES[place % len(_LINES)], "marker": markers[place % len(markers)]}
+                axis.plot(*zip(*points, strict=True), label=name, markersize=5, linewidth=1.2, **style)
+            axis.set_xscale("log")
+            axis.set_xticks([], minor=True)
+            axis.set_xticks(ticks, map(str, ticks))
             axis.set_xlabel("evaluations of the U-Net")
             axis.set_ylabel(title)
             axis.grid(alpha=0.25)
@@ -81,7 +88,7 @@ def plot_samplers(panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]
         figure.legend(known.values(), known.keys(), loc="upper center", ncols=6, frameon=False)
         return figure
 
-    return _render(draw, ending, dark, top=0.16)
+    return _render(draw, ending, dark, top=0.1)
 
 
 def _render(draw: Callable[[Any], Any], ending: str, dark: bool, top: float = 0.0) -> bytes:

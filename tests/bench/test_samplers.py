@@ -1,80 +1,97 @@
-"""Comparing samplers and numbers of steps."""
+"""``koala_bench.samplers`` measures what it says, on a tiny checkpoint: the converged pictures themselves are equal."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
 from koala_bench import samplers
-from koala_bench.samplers import Figure, Study, markdown, measure
+from koala_bench.samplers import Study, load, main, markdown, measure, save
 from koala_bundle.errors import ArgumentError
 from koala_runtime import Pipeline
-from koala_verify.pixels import Pixels, psnr
+from koala_verify.pixels import Pixels
 
 SHAPE = "koala-700m-like"
-PROMPTS = ["a koala", "a large red circle", "two small blue squares"]
+PROMPTS = ("a koala", "a red circle", "a tree", "a house")
+CELLS = (("dpmpp_3m", 6), ("euler", 2), ("euler", 5), ("euler_a", 2), ("heun", 2))
 
 
 @pytest.fixture(autouse=True)
-def _few(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samplers, "MANY", ("dpmpp_3m", 12))
-    monkeypatch.setattr(samplers, "OTHER_MANY", ("unipc", 12))
+def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samplers, "MANY", ("dpmpp_3m", 6))
+    monkeypatch.setattr(samplers, "OTHERS", (("dpmpp_3m", 6), ("euler", 3)))
+    monkeypatch.setattr(samplers, "COMPARED", 2)
 
 
-def test_what_is_measured_is_kept(bundle: Callable[..., Path], tmp_path: Path) -> None:
-    seen: list[str] = []
-
-    def judge(index: int, picture: Pixels) -> bool:
-        assert picture.shape == (64, 96, 3)
-        return index > 0
-
-    with Pipeline(bundle(SHAPE, batch=2)) as pipe:
-        first = measure(pipe, PROMPTS, [("euler", 3), ("heun", 3)], tmp_path, judge)
-        cells = [("euler", 3), ("heun", 3), ("euler_a", 4)]
-        study = measure(pipe, PROMPTS, cells, tmp_path, judge, lambda what, share: seen.append(what))
-        wanted = [np.asarray(pipe(prompt, seed=i, num_inference_steps=3).images[0]) for i, prompt in enumerate(PROMPTS)]
-        with pytest.raises(ArgumentError, match="scheduler: expected a class"):
-            measure(pipe, PROMPTS, [("fast", 4)], tmp_path)
-    with np.load(tmp_path / "converged.npz") as data:
-        near = sorted(psnr(each, got, 255.0) for each, got in zip(data["pictures"], wanted, strict=True))
-    assert study.figures[:2] == first.figures
-    assert study.figures[0] == Figure("euler", 3, 3, 3, round(near[1], 2), 2 / 3)
-    assert (study.figures[1].rows, study.figures[2].psnr) == (5, None)
-    assert json.loads((tmp_path / "results.json").read_text())["figures"][2]["name"] == "euler_a"
-    assert study.agreement > 20
-    assert seen == ["euler, 3 steps", "heun, 3 steps", "euler_a, 4 steps"]
+def first_only(index: int, picture: Pixels) -> bool:
+    assert picture.ndim == 3
+    return index == 0
 
 
-def test_the_command_goes_on_where_it_stopped(bundle: Callable[..., Path], tmp_path: Path) -> None:
-    (tmp_path / "prompts.txt").write_text("\n".join(PROMPTS[:2]))
-    arguments = [str(bundle(SHAPE)), str(tmp_path / "out"), "--prompts", str(tmp_path / "prompts.txt")]
-    samplers.main([*arguments, "--samplers", "euler", "--steps", "2"])
-    before = json.loads((tmp_path / "out" / "results.json").read_text())
-    samplers.main([*arguments, "--samplers", "euler,unipc", "--steps", "2,4"])
-    after = json.loads((tmp_path / "out" / "results.json").read_text())
-    assert after["figures"][0] == before["figures"][0]
-    assert [(each["name"], each["steps"]) for each in after["figures"]] == [
-        *(("euler", 2), ("unipc", 2), ("euler", 4), ("unipc", 4))
-    ]
-    for name in ("results.png", "results-dark.png", "results.svg", "results-dark.svg", "results.md"):
-        assert (tmp_path / "out" / name).stat().st_size > 100
+def test_a_stopped_study_goes_on_and_says_what_it_found(bundle: Callable[..., Path], tmp_path: Path) -> None:
+    drawn: list[str] = []
+
+    def interrupt(what: str, share: float) -> None:
+        drawn.append(what)
+        if what == "3 of 5: euler, 5 steps" and drawn.count(what) == 1:
+            raise KeyboardInterrupt
+
+    with Pipeline(bundle(SHAPE)) as pipe:
+        with pytest.raises(KeyboardInterrupt):
+            measure(pipe, PROMPTS, CELLS, tmp_path, first_only, interrupt)
+        assert [(each.name, each.steps) for each in load(tmp_path / "samplers.json").figures] == [*CELLS[:2]]
+        before = len(drawn)
+        study = measure(pipe, PROMPTS, CELLS, tmp_path, first_only, interrupt)
+        assert {*drawn[before:]} == {"3 of 5: euler, 5 steps", "4 of 5: euler_a, 2 steps", "5 of 5: heun, 2 steps"}
+        with pytest.raises(ArgumentError, match="these prompts"):
+            measure(pipe, PROMPTS[:2], CELLS, tmp_path)
+    assert load(tmp_path / "samplers.json") == study
+    assert study.converged == "2 by dpmpp_3m, 6 steps"
+    assert study.agreement["dpmpp_3m, 6 steps"] == 150 > study.agreement["euler, 3 steps"]
+    found = {(each.name, each.steps): each for each in study.figures}
+    assert found["dpmpp_3m", 6].psnr == 150 > found["euler", 5].psnr > found["euler", 2].psnr  # type: ignore[operator]
+    assert found["euler_a", 2].psnr is None
+    assert found["heun", 2].rows == 3
+    assert {each.count for each in study.figures} == {4}
+    assert {each.right for each in study.figures} == {1 / 4}
 
 
-def test_tables() -> None:
-    figures = (Figure("euler", 4, 4, 300, 31.25, 0.9), Figure("euler_a", 6, 6, 300, None, 0.95))
-    shown = markdown(Study("0", 2.0, "many", 70.0, 0.96, figures)).splitlines()
-    assert shown[:3] == [
-        "| PSNR to the converged picture, dB | 4 steps | 6 steps |",
-        "|---|---:|---:|",
-        "| `euler` | 31.2 |  |",
-    ]
-    assert shown[4:] == [
-        "| right pictures | 4 steps | 6 steps |",
-        "|---|---:|---:|",
-        "| `euler` | 90.0% |  |",
-        "| `euler_a` |  | 95.0% |",
-    ]
+def test_the_command_writes_tables_and_plots(
+    bundle: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.txt").write_text("a koala\n\n", "utf-8")
+    more = ["--prompts", str(tmp_path / "prompts.txt"), "--samplers", "euler,unipc", "--steps", "1,2,3,4"]
+    main([str(bundle(SHAPE)), str(tmp_path / "out"), *more])
+    made = {path.name for path in (tmp_path / "out").iterdir()}
+    plots = {f"results{dark}.{ending}" for dark in ("", "-dark") for ending in ("png", "svg")}
+    assert made == plots | {"samplers.json", "converged.npz", "results.md"}
+    assert "results.md" in capsys.readouterr().out
+    study = load(tmp_path / "out" / "samplers.json")
+    assert [each.count for each in study.figures] == [1] * 8
+    assert "| `unipc` |" in markdown(study)
+    assert "right" not in markdown(study)
+
+
+@pytest.mark.parametrize("wrong", [{"--samplers": "euler,eular"}, {"--steps": "4,x"}, {"--prompts": "none.txt"}])
+def test_what_is_wrong_is_said_before_anything_is_drawn(
+    wrong: dict[str, Any], bundle: Callable[..., Path], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([str(bundle(SHAPE)), str(tmp_path / "out"), *(word for pair in wrong.items() for word in pair)])
+    assert stopped.value.code
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_line_is_drawn_for_what_was_measured_at_most_steps(tmp_path: Path) -> None:
+    figures = [samplers.Figure("euler", steps, steps, 9, 30.0 + steps, 0.5) for steps in (1, 2, 3, 4)]
+    few = [samplers.Figure("unipc", steps, steps, 9, 30.0 + steps, 0.5) for steps in (1,)]
+    study = Study("", 2.0, "", {}, (*figures, *few))
+    save(study, tmp_path)
+    one = (tmp_path / "results.svg").read_bytes()
+    save(replace(study, figures=(*figures,)), tmp_path)
+    assert (tmp_path / "results.svg").read_bytes() == one
+    assert "| `euler` | 50.0 |" in markdown(study)

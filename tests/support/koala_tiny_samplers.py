@@ -8,9 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from rich.progress import Progress
-
-from koala_bench.samplers import STEPS, markdown, measure, write_report
+from koala_bench.samplers import STEPS, measure, save, shown_progress
 from koala_runtime import Pipeline
 from koala_runtime.samplers.names import STEMS
 from koala_tiny.scenes import words
@@ -19,28 +17,23 @@ from tests.support.judge import judge
 from tests.support.koala_tiny import requests
 
 FIRST = ("euler", "dpmpp_2m", "unipc", "euler_a", "heun", "deis", "dpmpp_2m_sde", "ddim")
-FEW = (4, 6, 10, 25)
+KARRAS = ("dpmpp_2m_karras", "dpmpp_2m_sde_karras", "unipc_karras")
+FEW = (4, 6, 10)
 
 
 def main(bundle: Path, folder: Path) -> None:
     """Measure those that people ask for at all steps, and the others at some."""
     wanted = [*requests(1, 150), *requests(2, 150)]
-    others = [name for name in (*STEMS, "dpmpp_2m_karras", "unipc_karras") if name not in FIRST]
+    others = [*(name for name in STEMS if name not in FIRST), *KARRAS]
     cells = [(name, steps) for steps in STEPS for name in FIRST]
     cells += [(name, steps) for steps in FEW for name in others]
 
     def is_right(index: int, picture: Pixels) -> bool:
         return all(judge(picture, wanted[index]).values())
 
-    with Progress() as progress, Pipeline(bundle) as pipe:
-        task = progress.add_task("", total=1.0)
-
-        def show(what: str, share: float) -> None:
-            progress.update(task, description=what, completed=share)
-
-        study = measure(pipe, [words(each) for each in wanted], cells, folder, is_right, show)
-    write_report(study, folder)
-    print(markdown(study))
+    with Pipeline(bundle) as pipe, shown_progress() as report:
+        study = measure(pipe, [words(each) for each in wanted], cells, folder, is_right, report)
+    save(study, folder)
 
 
 if __name__ == "__main__":
