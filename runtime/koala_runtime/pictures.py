@@ -97,7 +97,7 @@ def read_source(manifest: Manifest, count: int, schedule: Schedule, arguments: A
             "image",
             expected="a bundle with the VAE's encoder",
             found="one without",
-            fix="export the bundle again with --encoder",
+            fix="export the bundle again with its encoder",
         )
     if arguments.get("latents") is not None:
         raise ArgumentError("latents", expected="none beside image", found="latents", fix="leave one of them out")

@@ -38,7 +38,7 @@ def check_repeatable(recipe: Recipe, digest: str, picture: Path, bundle: Path) -
             f"{picture}: image",
             expected="a picture that began with noise",
             found="one that began with another picture",
-            fix="draw it again with --image, --mask, --strength and --seed: its recipe has the prompt and the seed",
+            fix="draw from that picture again: the recipe has the prompt, the strength and the seed",
         )
     if recipe.seed is None:
         raise ArgumentError(

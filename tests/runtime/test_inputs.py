@@ -64,7 +64,7 @@ def texts(inputs: dict[str, Any], name: str = "input_ids", start: int = 1) -> li
 @pytest.mark.parametrize("manifest", MANIFESTS)
 @pytest.mark.parametrize("steps", [1, 7])
 def test_every_input_of_the_program_is_there_as_it_is_declared(manifest: Manifest, steps: int) -> None:
-    request = request_for(manifest, "a cat", num_inference_steps=steps)
+    request = request_for(manifest, "a cat", num_inference_steps=steps, scheduler="euler")
     inputs = prepare(manifest, request, slice(0, manifest.profile.batch))
     places = make_program(manifest.components, steps).inputs
     per_step = {"timestep": 1, "coefficients": 24, "input_scale": 1}

@@ -24,9 +24,9 @@ def null_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compile_driver(tmp_path_factory.mktemp("nulldriver"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def on_null_driver(null_library: Path) -> Iterator[Callable[..., Any]]:
-    """Call a function in a process with the null driver."""
+    """Call a function in a process with the null driver, which mistakes of another file have not touched."""
     with null_process(null_library) as call:
         yield call
 

@@ -180,15 +180,15 @@ MISTAKES = {
     "noise from the first row on": (
         "noise in some rows",
         INPUTS,
-        "table[schedule.draws, :",
-        "table[: schedule.draws.sum(), :",
+        "drawn[table.draws, some]",
+        "drawn[: table.draws.sum(), some]",
     ),
-    "a program of a sampler without noise": ("noise in every row", PIPELINE, "bool(table.draws.any())", "False"),
+    "a program of a sampler without noise": ("noise in every row", PIPELINE, "request.table.draws.any()", "False"),
     "noise that is left out": (
         "history and noise",
         INPUTS,
-        "table.reshape(steps, -1)",
-        "table.reshape(steps, -1) * 0",
+        "drawn.reshape(steps, -1)",
+        "drawn.reshape(steps, -1) * 0",
     ),
     "a logger per plan": ("plain", MACHINE, "@cache\n", ""),
 }
