@@ -18,9 +18,6 @@ from koala_bundle import errors
 from koala_cli.main import app
 from koala_engines.rtx import RTX_CAPABILITIES
 from koala_export.presets import PRESETS
-from koala_runtime import EulerDiscreteScheduler
-from koala_runtime.samplers import Schedule, choose
-from koala_runtime.samplers.names import STEMS
 from tests.docs.test_site import ROOT
 
 PAGES = {path.stem: path.read_text("utf-8") for path in [*(ROOT / "docs").rglob("*.md"), *ROOT.glob("*.md")]}
@@ -120,18 +117,6 @@ def test_the_table_of_presets(name: str) -> None:
     cells = [cell.strip() for cell in row.strip("|").split("|")]
     assert cells[1:4] == [str(preset.num_inference_steps), f"{preset.guidance_scale:g}", preset.timestep_spacing]
     assert cells[4] == preset.hub_id if preset.hub_id else "dry runs only" in cells[4]
-
-
-@pytest.mark.parametrize("name", STEMS)
-def test_the_table_of_samplers(name: str) -> None:
-    """What a name, its label, its class are; whether it draws noise, and has other noise levels."""
-    scheduler = choose(name, EulerDiscreteScheduler())
-    (row,) = re.findall(
-        rf"^\| `{name}` \| ([^|]+) \| `(\w+)` \| (\d) \| (\w+) \| (\w+) \|$", PAGES["samplers"], re.MULTILINE
-    )
-    draws, spaced = scheduler.table(Schedule(10)).draws.any(), "use_karras_sigmas" in scheduler.spec.values
-    answers = ["yes" if answer else "no" for answer in (draws, spaced)]
-    assert [*row] == [STEMS[name].label, STEMS[name].class_name, str(scheduler.evaluations), *answers]
 
 
 def test_the_table_of_gpus() -> None:

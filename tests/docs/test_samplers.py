@@ -31,9 +31,9 @@ def draws(name: str, eta: float) -> bool:
 def test_the_list_of_samplers(name: str) -> None:
     named, table = STEMS[name], choose(name, EulerDiscreteScheduler()).table(Schedule(STEPS))
     noise = "yes" if draws(name, 0.0) else "with `eta`" if draws(name, 1.0) else "no"
-    spacings = ", ".join(f"`_{each}`" for each in SPACINGS if f"{name}_{each}" in NAMES)
+    (spacings,) = {"yes" if f"{name}_{each}" in NAMES else "no" for each in SPACINGS}
     cells = (f"`{name}`", named.label, f"`{named.class_name}`", EVALUATIONS[len(table.timesteps)], noise, spacings)
-    assert f"| {' | '.join(cells)} |".replace("|  |", "| |") in PAGES["samplers"].splitlines()
+    assert f"| {' | '.join(cells)} |" in PAGES["samplers"].splitlines()
 
 
 def test_no_other_sampler_is_listed() -> None:

@@ -16,8 +16,8 @@ from koala_verify.pixels import Pixels
 from tests.support.judge import judge
 from tests.support.koala_tiny import requests
 
-FIRST = ("euler", "dpmpp_2m", "unipc", "euler_a", "heun", "deis", "dpmpp_2m_sde", "ddim")
-KARRAS = ("dpmpp_2m_karras", "dpmpp_2m_sde_karras", "unipc_karras")
+FIRST = ("euler", "dpmpp_2m", "dpmpp_2m_karras", "unipc", "euler_a", "heun", "deis", "dpmpp_2m_sde", "ddim")
+KARRAS = ("dpmpp_2m_sde_karras", "unipc_karras")
 FEW = (4, 6, 10)
 
 
