@@ -1,6 +1,7 @@
 """What a bundle is: the ground floor, which every other package stands on. Standard library only.
 
 - ``spec``: what a model is (``ModelSpec``) and the static profile it is compiled for
+- ``schedulers``: a scheduler as diffusers saves it; ``scheduler_keys``: which keys and values each class may have
 - ``tensors``: the one table of tensors that every package reads
 - ``targets``: the one table of targets: what compiles and what runs a plan
 - ``manifest``: manifest.json; ``engine_record``: engines/<target>/engine.json

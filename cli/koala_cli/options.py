@@ -9,7 +9,7 @@ from typing import Annotated, Any, TypeAlias
 import typer
 
 from koala_bundle.errors import ArgumentError
-from koala_bundle.schedulers import TIMESTEP_SPACINGS
+from koala_bundle.scheduler_keys import TIMESTEP_SPACINGS
 from koala_bundle.spec import PASS_NAMES, PRECISIONS
 from koala_bundle.targets import SIMULATED, TARGETS
 from koala_cli.errors import shown_name

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from koala_bundle.errors import CheckpointError
-from koala_bundle.schedulers import KEYS, SchedulerSpec
+from koala_bundle.scheduler_keys import KEYS
+from koala_bundle.schedulers import SchedulerSpec
 from koala_bundle.spec import ModelSpec, TextEncoderSpec, UNetSpec, VAESpec
 from koala_export.fields import Fields, shown
 

@@ -31,7 +31,7 @@ from koala_bundle.manifest import (
     read_manifest,
 )
 from koala_bundle.progress import Report, no_report
-from koala_bundle.schedulers import TIMESTEP_SPACINGS
+from koala_bundle.scheduler_keys import TIMESTEP_SPACINGS
 from koala_bundle.spec import (
     PASS_NAMES,
     ModelSpec,

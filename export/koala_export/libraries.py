@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from koala_bundle.errors import CheckpointError
-from koala_bundle.schedulers import KEYS
+from koala_bundle.scheduler_keys import KEYS
 from koala_export.configs import CONFIG_FILES, MODELS, Config, read_classes, read_scheduler
 from koala_export.fields import SAVE_AGAIN, Fields, misfit, shown
 from koala_export.weights import OF_DIFFUSERS

@@ -50,10 +50,10 @@ if TYPE_CHECKING:
         LCMScheduler,
         LMSDiscreteScheduler,
         PNDMScheduler,
-        Scheduler,
         TCDScheduler,
         UniPCMultistepScheduler,
     )
+    from koala_runtime.samplers.scheduler import Scheduler
     from koala_runtime.steps import Step, Steps
 
 __all__ = [
@@ -101,6 +101,7 @@ _MODULES = {
     "Pipeline": "pipeline",
     "PipelineOutput": "output",
     "Recipe": "recipe",
+    "Scheduler": "samplers.scheduler",
     "Step": "steps",
     "Steps": "steps",
     "read_recipe": "recipe",
@@ -113,6 +114,6 @@ def __getattr__(name: str) -> Any:
     if name in __all__:
         from importlib import import_module
 
-        module = "samplers.classes" if name.endswith("Scheduler") else _MODULES[name]
+        module = _MODULES.get(name, "samplers.classes")
         return getattr(import_module(f"koala_runtime.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -9,7 +9,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Self, Unpack, cast
 
-from koala_bundle import __version__
 from koala_bundle.errors import ArgumentError, DeviceError
 from koala_bundle.manifest import TOKENIZERS
 from koala_runtime.arguments import Arguments, Text
@@ -23,7 +22,7 @@ from koala_runtime.output import DeviceImages, PipelineOutput, hand_over, join
 from koala_runtime.process import Owner, refuse_copy
 from koala_runtime.program import IMAGE, Program, make_encoder_program, make_program
 from koala_runtime.prompts import PromptEncoder
-from koala_runtime.recipe import SCHEMA_VERSION, Recipe
+from koala_runtime.recipe import make_recipe
 from koala_runtime.request import Request, make_request
 from koala_runtime.run import Run
 from koala_runtime.samplers import Scheduler, choose, make_scheduler
@@ -221,47 +220,8 @@ class Pipeline:
             return Encoded(run.read(call.tensors["image_mean"]), run.read(call.tensors["image_std"]))
 
     def _output(self, request: Request, images: Any, count: int, times: dict[str, list[float]]) -> PipelineOutput:
-        recipes = tuple(self._recipe(request, index) for index in range(count))
+        recipes = tuple(make_recipe(request, index, self.manifest, self.digest, self.target) for index in range(count))
         return PipelineOutput(images, request.noise.seed, recipes, times or None)
-
-    def _recipe(self, request: Request, index: int) -> Recipe:
-        profile, sides = self.manifest.profile, (request.prompt, request.negative)
-        sizes, negative_sizes = (tuple(float(side) for side in each.time_ids) for each in sides)
-        return Recipe(
-            schema_version=SCHEMA_VERSION,
-            version=__version__,
-            bundle=self.digest,
-            target=self.target.name,
-            prompt=request.prompt.texts[index],
-            prompt_2=request.prompt.texts_2[index],
-            negative_prompt=request.negative.texts[index],
-            negative_prompt_2=request.negative.texts_2[index],
-            weighted=request.weighted,
-            embeddings=any(each.embeddings is not None for each in sides),
-            seed=request.noise.seeds[index],
-            seed_alone=request.noise.alone,
-            image=None if request.source is None else request.source.digests[0],
-            mask_image=None if request.source is None else request.source.digests[1],
-            strength=None if request.source is None else request.source.strength,
-            index=index,
-            count=request.count,
-            num_inference_steps=request.schedule.count,
-            timesteps=request.schedule.timesteps,
-            sigmas=request.schedule.sigmas,
-            denoising_end=request.denoising_end,
-            guidance_scale=request.guidance_scale,
-            guidance_rescale=request.guidance_rescale,
-            scheduler=request.scheduler.own,
-            eta=request.schedule.eta,
-            height=profile.height,
-            width=profile.width,
-            original_size=sizes[:2],
-            crops_coords_top_left=sizes[2:4],
-            target_size=sizes[4:],
-            negative_original_size=negative_sizes[:2],
-            negative_crops_coords_top_left=negative_sizes[2:4],
-            negative_target_size=negative_sizes[4:],
-        )
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:

@@ -13,10 +13,15 @@ from pathlib import Path
 
 from PIL import Image, PngImagePlugin
 
+from koala_bundle import __version__
 from koala_bundle.codec import CodecError, from_json, to_json
 from koala_bundle.errors import ArgumentError
-from koala_bundle.schedulers import KEYS, SchedulerSpec
+from koala_bundle.manifest import Manifest
+from koala_bundle.scheduler_keys import KEYS
+from koala_bundle.schedulers import SchedulerSpec
+from koala_bundle.targets import Target
 from koala_runtime.pictures import open_picture
+from koala_runtime.request import Request
 from koala_runtime.samplers.names import label
 
 SCHEMA_VERSION = 3
@@ -86,6 +91,48 @@ class Recipe:
             lines.append(f"Negative prompt: {self.negative_prompt}")
         lines.append(", ".join(f"{name}: {value}" for name, value in settings.items() if value is not None))
         return "\n".join(lines)
+
+
+def make_recipe(request: Request, index: int, manifest: Manifest, digest: str, target: Target) -> Recipe:
+    """Return the recipe of a call's picture; ``digest`` is that of the bundle."""
+    profile, sides, source = manifest.profile, (request.prompt, request.negative), request.source
+    sizes, negative_sizes = (tuple(float(side) for side in each.time_ids) for each in sides)
+    image, mask = (None, None) if source is None else source.digests
+    return Recipe(
+        schema_version=SCHEMA_VERSION,
+        version=__version__,
+        bundle=digest,
+        target=target.name,
+        prompt=request.prompt.texts[index],
+        prompt_2=request.prompt.texts_2[index],
+        negative_prompt=request.negative.texts[index],
+        negative_prompt_2=request.negative.texts_2[index],
+        weighted=request.weighted,
+        embeddings=any(each.embeddings is not None for each in sides),
+        seed=request.noise.seeds[index],
+        seed_alone=request.noise.alone,
+        image=image,
+        mask_image=mask,
+        strength=None if source is None else source.strength,
+        index=index,
+        count=request.count,
+        num_inference_steps=request.schedule.count,
+        timesteps=request.schedule.timesteps,
+        sigmas=request.schedule.sigmas,
+        denoising_end=request.denoising_end,
+        guidance_scale=request.guidance_scale,
+        guidance_rescale=request.guidance_rescale,
+        scheduler=request.scheduler.own,
+        eta=request.schedule.eta,
+        height=profile.height,
+        width=profile.width,
+        original_size=sizes[:2],
+        crops_coords_top_left=sizes[2:4],
+        target_size=sizes[4:],
+        negative_original_size=negative_sizes[:2],
+        negative_crops_coords_top_left=negative_sizes[2:4],
+        negative_target_size=negative_sizes[4:],
+    )
 
 
 def to_png(image: Image.Image, recipe: Recipe) -> bytes:

@@ -12,7 +12,7 @@ import sys
 
 import pytest
 
-from koala_bundle.schedulers import TIMESTEP_SPACINGS
+from koala_bundle.scheduler_keys import TIMESTEP_SPACINGS
 from koala_bundle.spec import PASS_NAMES, PRECISIONS
 from koala_bundle.targets import TARGETS
 from koala_cli.main import app, run_app

@@ -5,7 +5,7 @@
 - ``euler`` (ancestral and EDM too), ``second_order`` (Heun, DPM2), ``multistep`` (LMS, PLMS): x = x0 + sigma e
 - ``diffusion`` (DDIM, DDPM), ``consistency`` (LCM, TCD): x = alpha x0 + sigma e
 - ``dpm_solver``, ``deis``, ``unipc``: exponential integrators
-- ``classes``: diffusers' classes; ``names``: short names of them
+- ``scheduler``: what diffusers' classes share; ``classes``: each of them; ``names``: short names
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from __future__ import annotations
 from typing import Any
 
 from koala_bundle.errors import ArgumentError
-from koala_runtime.samplers.classes import SCHEDULERS, Schedule, Scheduler, make_scheduler
+from koala_runtime.samplers.classes import SCHEDULERS, make_scheduler
 from koala_runtime.samplers.names import NAMES, available, find, label
+from koala_runtime.samplers.scheduler import Schedule, Scheduler
 from koala_runtime.samplers.table import Table
 
 __all__ = ["NAMES", "Schedule", "Scheduler", "Table", "available", "choose", "label", "make_scheduler"]

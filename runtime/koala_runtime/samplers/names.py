@@ -7,8 +7,10 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 
 from koala_bundle.errors import ArgumentError
-from koala_bundle.schedulers import KEYS, SIGMA_SWITCHES, SchedulerSpec
-from koala_runtime.samplers.classes import SCHEDULERS, Scheduler, make_scheduler
+from koala_bundle.scheduler_keys import KEYS, SIGMA_SWITCHES
+from koala_bundle.schedulers import SchedulerSpec
+from koala_runtime.samplers.classes import SCHEDULERS, make_scheduler
+from koala_runtime.samplers.scheduler import Scheduler
 
 
 class Named(NamedTuple):

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from koala_bundle.errors import ArgumentError
-from koala_bundle.schedulers import KEYS, SchedulerSpec
+from koala_bundle.scheduler_keys import KEYS
+from koala_bundle.schedulers import SchedulerSpec
 from koala_runtime import DPMSolverMultistepScheduler, EulerDiscreteScheduler
 from koala_runtime.samplers import NAMES, Schedule, Scheduler, available, choose, label, make_scheduler
 from koala_runtime.samplers.classes import SCHEDULERS

@@ -10,7 +10,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from koala_bundle.schedulers import KEYS, TIMESTEP_SPACINGS
+from koala_bundle.scheduler_keys import KEYS, TIMESTEP_SPACINGS
 from koala_runtime.samplers.config import Config
 from koala_runtime.samplers.levels import levels, train_sigmas
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from koala_bundle.errors import ArgumentError
-from koala_bundle.schedulers import KEYS
+from koala_bundle.scheduler_keys import KEYS
 from koala_runtime.samplers import Schedule, Scheduler
 from koala_runtime.samplers.classes import SCHEDULERS
 from tests.runtime.samplers.reference import SDXL, by_diffusers, by_table
