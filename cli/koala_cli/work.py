@@ -11,10 +11,16 @@ from koala_bundle.counts import ROOFLINES
 from koala_bundle.manifest import ComponentEntry, Manifest
 from koala_cli.screen import megabytes, table
 from koala_runtime.budget import Budget
+from koala_runtime.samplers import default_table
+
+
+def _evaluations(manifest: Manifest) -> int:
+    """Return how often a picture with the bundle's own scheduler and steps runs the denoiser."""
+    return len(default_table(manifest).timesteps)
 
 
 def runs(entry: ComponentEntry, steps: int) -> int:
-    """Return how often a picture of ``steps`` denoising steps runs a component."""
+    """Return how often a picture that runs the denoiser ``steps`` times runs a component."""
     if entry.steps:
         return -(-steps // entry.steps)
     if entry.name == "vae_encoder":  # of a picture from noise
@@ -24,10 +30,10 @@ def runs(entry: ComponentEntry, steps: int) -> int:
 
 def work(manifest: Manifest) -> dict[str, Any]:
     """Return what the tables show for ``--json``: per component, and what hoisting took out of the loop."""
-    steps = manifest.sampling.num_inference_steps
+    evaluations = _evaluations(manifest)
     parts = {
         entry.name: {
-            "runs": runs(entry, steps),
+            "runs": runs(entry, evaluations),
             "flops": entry.counts.flops,
             "float16_share": entry.counts.half_share,
             "roofline_seconds": {gpu.name: entry.counts.roofline_seconds(gpu) for gpu in ROOFLINES},
@@ -39,15 +45,15 @@ def work(manifest: Manifest) -> dict[str, Any]:
 
 def work_table(manifest: Manifest) -> Table:
     """One row per component, figures of one run, and one row for a whole picture."""
-    steps = manifest.sampling.num_inference_steps
+    steps, evaluations = manifest.sampling.num_inference_steps, _evaluations(manifest)
     shown = table("per run", "runs", "nodes", "GFLOP", "weights", "float16", "attentions", "norms", figures=True)
     for entry in manifest.components:
         counts = entry.counts
         sizes = (f"{counts.flops / 1e9:,.1f}", megabytes(counts.weight_bytes), f"{counts.half_share:.0%}")
-        figures = (runs(entry, steps), counts.nodes, *sizes, counts.attentions, counts.norms)
+        figures = (runs(entry, evaluations), counts.nodes, *sizes, counts.attentions, counts.norms)
         shown.add_row(entry.name, *map(str, figures))
     shown.add_section()
-    flops = sum(runs(entry, steps) * entry.counts.flops for entry in manifest.components)
+    flops = sum(runs(entry, evaluations) * entry.counts.flops for entry in manifest.components)
     weights = sum(entry.counts.weight_bytes for entry in manifest.components)
     shown.add_row(f"{steps} steps", "", "", f"{flops / 1e9:,.1f}", megabytes(weights), "", "", "")
     return shown
@@ -55,12 +61,12 @@ def work_table(manifest: Manifest) -> Table:
 
 def roofline_table(manifest: Manifest) -> Table:
     """The least time that each component and a picture take on known GPUs, in float16."""
-    steps = manifest.sampling.num_inference_steps
+    steps, evaluations = manifest.sampling.num_inference_steps, _evaluations(manifest)
     shown = table("at least, ms", *(gpu.name for gpu in ROOFLINES), figures=True)
     totals = [0.0] * len(ROOFLINES)
     for entry in manifest.components:
         least = [1e3 * entry.counts.roofline_seconds(gpu) for gpu in ROOFLINES]
-        totals = [total + runs(entry, steps) * ms for total, ms in zip(totals, least, strict=True)]
+        totals = [total + runs(entry, evaluations) * ms for total, ms in zip(totals, least, strict=True)]
         shown.add_row(entry.name, *(f"{ms:,.2f}" for ms in least))
     shown.add_section()
     shown.add_row(f"{steps} steps", *(f"{ms:,.2f}" for ms in totals))
@@ -107,7 +113,7 @@ def _hoisted(manifest: Manifest) -> dict[str, int]:
     if hoist is None:
         return {}
     before, step, prologue = hoist.before, hoist.after[hoist.component], manifest.component("prologue")
-    steps = manifest.sampling.num_inference_steps
+    steps = _evaluations(manifest)
     flops = before.flops - step.flops
     return {
         "nodes": before.nodes - step.nodes,

@@ -7,6 +7,7 @@ key. model_index.json decides which class reads a folder, as it does in diffuser
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -129,7 +130,10 @@ def read_scheduler(class_name: str, config: Config) -> SchedulerSpec:
     Raises CheckpointError naming the key that cannot be computed.
     """
     known = {key for keys in KEYS.values() for key, each in keys.items() if each.allowed is not None}
-    return check_scheduler(SchedulerSpec(class_name, {key: config[key] for key in sorted(known & config.keys())}))
+    kept = {key: config[key] for key in sorted(known & config.keys())}
+    check_scheduler(SchedulerSpec(class_name, kept))
+    # JSON has no infinity, which is the one value of lambda_min_clipped.
+    return SchedulerSpec(class_name, {key: value for key, value in kept.items() if value != -math.inf})
 
 
 def check_scheduler(spec: SchedulerSpec) -> SchedulerSpec:

@@ -9,6 +9,7 @@ from koala_bundle.engine_record import EngineRecord
 from koala_bundle.errors import DeviceError
 from koala_bundle.manifest import Manifest
 from koala_runtime.program import DENOISER, VAE_DECODER, VAE_ENCODER, make_program
+from koala_runtime.samplers import default_table
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,13 @@ class Budget:
 
 
 def budget(manifest: Manifest, record: EngineRecord, steps: int | None = None) -> Budget:
-    """Return what a picture takes with the plans of ``record``; ``steps`` default to the bundle's own."""
-    program = make_program(manifest.components, steps or manifest.sampling.num_inference_steps)
+    """Return what a picture takes with the plans of ``record`` and its own scheduler.
+
+    ``steps`` default to the bundle's own.
+    """
+    table = default_table(manifest, steps)
+    tables = ("noise",) if table.draws.any() else ()
+    program = make_program(manifest.components, len(table.timesteps), tables=tables)
     plans = {entry.name: record.plans[entry.name] for entry in manifest.components}  # in the order of a picture
     return Budget(
         {name: sum(record.files[file].size for file in plan.files) for name, plan in plans.items()},

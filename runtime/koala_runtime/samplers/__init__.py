@@ -13,12 +13,18 @@ from __future__ import annotations
 from typing import Any
 
 from koala_bundle.errors import ArgumentError
+from koala_bundle.manifest import Manifest
 from koala_runtime.samplers.classes import SCHEDULERS, make_scheduler
 from koala_runtime.samplers.names import NAMES, available, find, label
 from koala_runtime.samplers.scheduler import Schedule, Scheduler
 from koala_runtime.samplers.table import Table
 
-__all__ = ["NAMES", "Schedule", "Scheduler", "Table", "available", "choose", "label", "make_scheduler"]
+__all__ = ["NAMES", "Schedule", "Scheduler", "Table", "available", "choose", "default_table", "label", "make_scheduler"]
+
+
+def default_table(manifest: Manifest, steps: int | None = None) -> Table:
+    """Return the table of the checkpoint's own scheduler, for the bundle's own steps unless others are given."""
+    return make_scheduler(manifest.spec.scheduler).table(Schedule(steps or manifest.sampling.num_inference_steps))
 
 
 def choose(chosen: Any, current: Scheduler) -> Scheduler:
