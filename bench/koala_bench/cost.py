@@ -5,7 +5,8 @@ from __future__ import annotations
 from koala_bench.results import Peak
 from koala_bundle.counts import Counts, Roofline
 from koala_bundle.manifest import Manifest
-from koala_runtime.program import DENOISER
+from koala_runtime.program import DENOISER, VAE_ENCODER
+from koala_runtime.samplers import default_table
 
 
 def picture_flops(manifest: Manifest, steps: int) -> int:
@@ -22,5 +23,6 @@ def roofline_seconds(manifest: Manifest, steps: int, peak: Peak) -> float:
 
 
 def _traced_runs(manifest: Manifest, steps: int) -> list[tuple[Counts, int]]:
-    """Return the counts of each traced component, and how often a picture runs it."""
-    return [(counts, steps if name == DENOISER else 1) for name, counts in manifest.traced.items()]
+    """Return the counts of each traced component, and how often a picture from noise runs it."""
+    runs = {DENOISER: len(default_table(manifest, steps).timesteps), VAE_ENCODER: 0}
+    return [(counts, runs.get(name, 1)) for name, counts in manifest.traced.items()]
