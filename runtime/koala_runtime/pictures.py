@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,31 +130,30 @@ def _each(argument: str, given: Any) -> list[Any]:
     """Return pictures one by one: of a list, of an array with an axis in front, or the only one."""
     if isinstance(given, Image.Image):
         return [given]
-    if isinstance(given, Sequence) and not isinstance(given, str) and len(given):
-        return [each for some in given for each in _each(argument, some)] if _is_nested(given) else [*given]
-    try:
-        array = _array(given)
-    except (TypeError, ValueError):
-        array = np.empty(0)
-    if array.ndim < 2 or array.ndim > 4:
-        raise ArgumentError(
-            argument,
-            expected="a PIL picture, an array of one or more, or a list",
-            found=f"{type(given).__name__}{f' of shape {[*array.shape]}' if array.size else ''}",
-            fix="pass a picture of the bundle's size",
-        )
+    if isinstance(given, list | tuple) and given:
+        return [each for some in given for each in _each(argument, some)]
+    array = _array(argument, given)
     single = array.ndim == 2 or (array.ndim == 3 and 3 in (array.shape[0], array.shape[2]) and argument == "image")
+    single = single or (array.ndim == 3 and 1 in (array.shape[0], array.shape[2]))
     return [array] if single else [*array]
 
 
-def _is_nested(given: Sequence[Any]) -> bool:
-    return all(not isinstance(each, Image.Image) and np.ndim(_array(each)) == 4 for each in given)
-
-
-def _array(given: Any) -> NDArray[Any]:
-    for method in ("detach", "cpu"):
-        given = getattr(given, method)() if hasattr(given, method) else given
-    return np.asarray(given)
+def _array(argument: str, given: Any) -> NDArray[Any]:
+    """Return an array of two to four axes, whatever library made it."""
+    try:
+        for method in ("detach", "cpu"):
+            given = getattr(given, method)() if hasattr(given, method) else given
+        array = np.asarray(given)
+    except Exception:  # whatever the other library raises
+        array = np.empty(0)
+    if array.dtype.kind not in "buif" or not 2 <= array.ndim <= 4:
+        raise ArgumentError(
+            argument,
+            expected="a PIL picture, an array of one or more, or a list",
+            found=f"{type(given).__name__}{f' of shape {[*array.shape]}' if array.size and array.ndim else ''}",
+            fix="pass a picture of the bundle's size",
+        )
+    return array
 
 
 def _some(argument: str, each: list[NDArray[Any]], count: int) -> NDArray[Any]:
@@ -175,11 +173,11 @@ def _picture(given: Any, profile: Profile) -> NDArray[np.uint8]:
         size = (profile.width, profile.height)
         picture = given.convert("RGB")
         return np.asarray(picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS))
-    array = _array(given)
-    array = array.transpose(1, 2, 0) if array.ndim == 3 and array.shape[0] == 3 and array.shape[2] != 3 else array
+    is_channels_first = given.ndim == 3 and given.shape[0] == 3 and given.shape[2] != 3
+    array: NDArray[Any] = given.transpose(1, 2, 0) if is_channels_first else given
     _check_shape("image", array, (profile.height, profile.width, 3))
     if array.dtype == np.uint8:
-        return array
+        return array.astype(np.uint8, copy=False)
     return (_unit("image", array) * 255).round().astype(np.uint8)
 
 
@@ -192,8 +190,7 @@ def _mask(given: Any, profile: Profile) -> Floats:
             levels if levels.size == size else levels.resize(size, Image.Resampling.LANCZOS)
         )
     else:
-        array = _array(given)
-        array = array.reshape(tuple(side for side in array.shape if side != 1)) if array.ndim == 3 else array
+        array = given.reshape(tuple(side for side in given.shape if side != 1)) if given.ndim == 3 else given
         _check_shape("mask_image", array, (profile.height, profile.width))
     share = array / np.float32(255) if array.dtype == np.uint8 else _unit("mask_image", array)
     return (share >= _HALF).astype(np.float32)

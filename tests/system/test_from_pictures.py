@@ -217,6 +217,8 @@ def test_the_recipe_names_the_picture(pair: Both) -> None:
         ({"image": np.zeros((64, 64, 3))}, r"image: expected shape \[64, 96, 3\], or a PIL picture, .* \[64, 64, 3\]"),
         ({"image": np.full((64, 96, 3), 7.0)}, "image: expected values from 0 to 1, or uint8, found others; divide by"),
         ({"image": "koala.png"}, "image: expected a PIL picture, an array of one or more, or a list, found str"),
+        ({"image": [torch.zeros(64, 96, 3, dtype=torch.bfloat16)]}, "image: expected a PIL picture, .* found Tensor"),
+        ({"image": {}}, "image: expected a PIL picture, .* found dict"),
         ({"image": [np.zeros((64, 96, 3))] * 2}, "image: expected one, or a number that divides 1 pictures, found 2"),
         (
             {"image": np.zeros((64, 96, 3)), "mask_image": np.zeros((8, 8))},

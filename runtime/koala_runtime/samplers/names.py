@@ -41,7 +41,9 @@ STEMS: Mapping[str, Named] = {
     "dpmpp_3m_sde": Named(_MULTI, {**_SDE, **_MIDPOINT, "solver_order": 3}, "DPM++ 3M SDE"),
     "dpmpp_2s": Named(_SINGLE, {**_ODE, **_MIDPOINT, "solver_order": 2}, "DPM++ 2S"),
     "dpmpp_sde": Named(_SINGLE, {**_SDE, **_MIDPOINT, "solver_order": 2}, "DPM++ SDE"),
-    "deis": Named("DEISMultistepScheduler", {"solver_order": 2}, "DEIS"),
+    "deis": Named(
+        "DEISMultistepScheduler", {"algorithm_type": "deis", "solver_type": "logrho", "solver_order": 2}, "DEIS"
+    ),
     "unipc": Named("UniPCMultistepScheduler", {"solver_order": 2, "solver_type": "bh2", "predict_x0": True}, "UniPC"),
     "lcm": Named("LCMScheduler", {}, "LCM"),
     "tcd": Named("TCDScheduler", {}, "TCD"),
