@@ -22,6 +22,8 @@ from tests.support.diffusers import open_reference
 SHAPE = "koala-700m-like"
 PROMPTS = ["a koala", "a large red circle", "two small blue squares"]
 PICTURES, LATENTS = 2 / 255, 1e-4  # the second of the largest value
+TRAINED = 2e-3
+"""Of latents of a trained model with samplers that draw noise: it decides, so that a last bit can move an edge."""
 FULL = pytest.mark.full
 BUNDLES = [
     (SHAPE, 1),
@@ -64,8 +66,9 @@ def test_pictures(both: tuple[Any, Pipeline], name: str, steps: int) -> None:
     wanted = theirs(prompts, generator=torch.Generator().manual_seed(3), **size, **call).images
     theirs.scheduler = own
     got = ours(prompts, seed=3, scheduler=name, **call).images
-    assert np.abs(wanted.numpy() - got).max() < LATENTS * np.abs(got).max()
-    if steps > 4:
+    trained = (profile.height, profile.width) == (128, 128)
+    assert np.abs(wanted.numpy() - got).max() < (TRAINED if trained else LATENTS) * np.abs(got).max()
+    if steps > 4 or trained:
         drawn = ours(prompts, seed=3, scheduler=name, **{**call, "output_type": "np"}).images
         with torch.no_grad():
             decoded = theirs.vae.decode(wanted / theirs.vae.config.scaling_factor).sample
