@@ -13,7 +13,7 @@ def open_reference(checkpoint: Path) -> Any:
 
     variant = "fp16" if any((checkpoint / "unet").glob("*.fp16.safetensors")) else None
     pipeline = StableDiffusionXLPipeline.from_pretrained(
-        checkpoint, variant=variant, torch_dtype=torch.float32, add_watermarker=False
+        checkpoint, variant=variant, dtype=torch.float32, add_watermarker=False
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
