@@ -64,7 +64,10 @@ def plot_sweep(sweep: Sweep, ending: str, *, dark: bool) -> bytes:
 
 
 def plot_samplers(panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]], ending: str, *, dark: bool) -> bytes:
-    """Return a panel of lines per quantity: (evaluations of the U-Net, value) by sampler."""
+    """Return a panel of lines per quantity: (evaluations of the U-Net, value) by sampler.
+
+    A panel begins below the worst sampler at the second of its numbers of steps; a first point can be far below.
+    """
 
     def draw(pyplot: Any) -> Any:
         markers = _MARKERS + _MARKERS[1:]  # a period of their own, so that no two of many lines look alike
@@ -84,6 +87,9 @@ def plot_samplers(panels: Mapping[str, Mapping[str, Sequence[tuple[int, float]]]
             axis.set_xlabel("evaluations of the U-Net")
             axis.set_ylabel(title)
             axis.grid(alpha=0.25)
+            top = axis.get_ylim()[1]
+            least = min(points[min(1, len(points) - 1)][1] for points in lines.values())
+            axis.set_ylim(bottom=max(axis.get_ylim()[0], least - 0.6 * (top - least)))
         known = {text: line for axis in axes[0] for line, text in zip(*axis.get_legend_handles_labels(), strict=True)}
         figure.legend(known.values(), known.keys(), loc="upper center", ncols=6, frameon=False)
         return figure
