@@ -1,0 +1,1 @@
+"""Many pictures and many machines: files of prompts, and Ray where one machine is outgrown."""
