@@ -1,0 +1,77 @@
+"""Refuses, before it waits for its turn, what a pipeline would refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+from PIL import Image
+
+from koala_bundle.checked import check_files_once
+from koala_bundle.errors import ArgumentError
+from koala_bundle.files import file_entry
+from koala_bundle.manifest import MANIFEST, TOKENIZERS, read_manifest
+from koala_bundle.swap import whole
+from koala_bundle.targets import CPU
+from koala_runtime.arguments import Arguments
+from koala_runtime.prompts import PromptEncoder
+from koala_runtime.request import make_request
+from koala_runtime.samplers import available, label, make_scheduler
+from koala_serve.batching import make_row
+from koala_serve.child import call_arguments, open_image
+from koala_serve.image_request import ImageRequest
+from koala_serve.settings import Settings
+
+
+class RequestChecker:
+    """A bundle without its engines: what can be asked of it. Raises BundleError for one that is damaged."""
+
+    def __init__(self, bundle: Path, settings: Settings) -> None:
+        path = whole(bundle.absolute())
+        self.manifest, self.digest = read_manifest(path), file_entry(path / MANIFEST).sha256
+        tokenizers = {name: entry for name, entry in self.manifest.files.items() if name.startswith(TOKENIZERS)}
+        check_files_once(path, tokenizers, f"export the bundle again with `koala export SOURCE {path}`")
+        self._encoder = PromptEncoder((path / TOKENIZERS[0], path / TOKENIZERS[1]), self.manifest.profile.prompt_chunks)
+        self._scheduler = make_scheduler(self.manifest.spec.scheduler)
+        self.scheduler = label(self.manifest.spec.scheduler)
+        self.schedulers = tuple(available(self.manifest.spec.scheduler))
+        self._settings = settings
+
+    @property
+    def size(self) -> str:
+        """Of every picture: width x height in pixels."""
+        return f"{self.manifest.profile.width}x{self.manifest.profile.height}"
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether pictures can begin with a picture."""
+        return any(entry.name == "vae_encoder" for entry in self.manifest.components)
+
+    def check(self, request: ImageRequest) -> int:
+        """Return how many tokens the prompt has; may run in any thread. Raises ArgumentError."""
+        limits = self._settings
+        for what, value, limit in (
+            ("n", request.count, min(limits.count, limits.queue)),
+            ("num_inference_steps", request.num_inference_steps or 0, limits.steps),
+            ("prompt", max(len(request.prompt), len(request.negative_prompt or "")), limits.prompt),
+        ):
+            if value > limit:
+                raise ArgumentError(what, expected=f"{limit} at most", found=str(value), fix="ask for less")
+        for name, file in {"image": request.image, "mask_image": request.mask}.items():
+            if file is not None:
+                check_size(name, open_image(file), limits.pixels)
+        arguments = call_arguments([make_row(request, 0)], request.shared)
+        prompt = arguments.pop("prompt")
+        made = make_request(self.manifest, CPU, self._encoder, self._scheduler, prompt, cast("Arguments", arguments))
+        return int(made.prompt.tokens[0].ends.sum())
+
+
+def check_size(name: str, image: Image.Image, most: int) -> None:
+    """Refuse a picture whose pixels would take too much memory; its header alone has been read."""
+    if image.width * image.height > most:
+        raise ArgumentError(
+            name,
+            expected=f"{most / 1e6:g} million pixels at most",
+            found=f"{image.width} x {image.height}",
+            fix="make it smaller",
+        )
