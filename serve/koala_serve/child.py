@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
 from multiprocessing.connection import Connection
@@ -161,7 +161,8 @@ def write_row(index: int, row: Row, output: PipelineOutput) -> Event:
     """Return a picture of a batch as a file."""
     started = time.monotonic()
     try:
-        recipe = output.recipes[index]
+        # Its place in this batch is chance, and makes no difference to its pixels.
+        recipe = replace(output.recipes[index], index=0, count=1)
         file = encode(output.images[index], recipe, row.format, row.compression)
     except KoalaError as error:
         return Refused(index, error)

@@ -30,7 +30,8 @@ class State(StrEnum):
 @dataclass
 class Picture:
     """One picture of a job. ``recipe`` is JSON, ``parameters`` the same as A1111's text;
-    ``attempts``: how often its drawing was begun."""
+    ``attempts``: how often its drawing was begun; ``step``: how
+    many of the job's ``steps`` are done."""
 
     job: Job
     index: int
@@ -38,6 +39,7 @@ class Picture:
     recipe: str = ""
     parameters: str = ""
     attempts: int = 0
+    step: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,9 +82,8 @@ class Job:
     @property
     def share(self) -> float:
         """How much of the job is done, 0 to 1."""
-        done = sum(picture.file is not None for picture in self.pictures)
-        part = self.step / self.steps if self.steps and done < len(self.pictures) else 0.0
-        return 1.0 if self.state is State.COMPLETED else min((done + part) / len(self.pictures), 0.99)
+        done = (1.0 if picture.file is not None else picture.step / (self.steps or 1) for picture in self.pictures)
+        return 1.0 if self.state is State.COMPLETED else min(sum(done) / len(self.pictures), 0.99)
 
     def begin(self) -> None:
         """A picture of it is being drawn."""
@@ -94,7 +95,7 @@ class Job:
         """Step number ``step`` of ``steps`` of picture ``index`` is done."""
         if self.is_over:
             return
-        self.step, self.steps = step, steps
+        self.pictures[index].step, self.step, self.steps = step, step, steps
         if preview is not None:
             self.preview = preview
             number = sum(each.index == index for each in self._previews)
@@ -107,7 +108,6 @@ class Job:
             return
         picture = self.pictures[index]
         picture.file, picture.recipe, picture.parameters = file, recipe, parameters
-        self.step = 0
         if all(picture.file is not None for picture in self.pictures):
             self._end(State.COMPLETED)
         else:

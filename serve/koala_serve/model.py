@@ -23,7 +23,7 @@ from koala_serve.settings import Settings
 from koala_serve.worker import Batch, Event, Finished, Free, Stepped, Worker, WorkerDied
 
 _ATTEMPTS = 3  # of a picture whose workers die
-_SMOOTHING = 0.2  # weight of the newest batch in the mean time of a picture
+_SMOOTHING = 0.2  # weight of the newest batch in the mean time of one
 _log = logging.getLogger(__name__)
 
 
@@ -36,11 +36,12 @@ class Model:
         self.name, self.checker = name, checker
         self._workers, self._settings, self._metrics = workers, settings, metrics
         self._waiting: deque[Picture] = deque()
+        self._promised: deque[tuple[float, int]] = deque()  # when room was promised, and for how many pictures
         self._more = asyncio.Event()
         self._drawing: dict[int, tuple[Worker, list[Picture]]] = {}  # by the number of the batch
         self._tasks: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count()
-        self._seconds = 1.0  # that a picture takes; a guess until the first is drawn
+        self._seconds = 0.0  # that a batch takes, of late
         self._ready: set[Worker] = set()
         self.problem: KoalaError | None = None
         self.created, self.digest = int(time.time()), checker.digest
@@ -86,9 +87,17 @@ class Model:
 
     def _check_room(self, count: int) -> None:
         waiting, bound = len(self._waiting), self._settings.queue
-        if waiting + count > bound:
-            seconds = (waiting + count - bound) * self._seconds / len(self._workers)
-            raise QueueFullError(waiting, bound, max(1, math.ceil(seconds)))
+        if waiting + count <= bound:
+            return
+        now = time.monotonic()
+        while self._promised and self._promised[0][0] <= now:
+            self._promised.popleft()
+        # Those that were refused before and come back are ahead, so that not all come back at once.
+        ahead = waiting + count - bound + sum(promised for _, promised in self._promised)
+        batches = math.ceil(ahead / (self.checker.manifest.profile.batch * len(self._workers)))
+        seconds = max(1, math.ceil(batches * self._seconds))
+        self._promised.append((now + seconds, count))
+        raise QueueFullError(waiting, bound, seconds)
 
     def _waiting_changed(self) -> None:
         self._metrics.waiting.labels(self.name).set(len(self._waiting))
@@ -173,7 +182,9 @@ class Model:
                     self._handle(event, left)
                     if isinstance(event, Free):
                         free.set()
-                        self._seconds += _SMOOTHING * (event.seconds / len(pictures) - self._seconds)
+                        self._seconds += (
+                            _SMOOTHING * (event.seconds - self._seconds) if self._seconds else event.seconds
+                        )
                     if free.is_set() and all(picture.job.is_over for picture in left.values()):
                         break
         except WorkerDied:

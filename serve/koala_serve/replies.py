@@ -81,10 +81,11 @@ def add_handlers(app: FastAPI) -> None:
 def _from_pydantic(error: RequestValidationError) -> ArgumentError:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-    unknown = first["type"] == "extra_forbidden"
-    return ArgumentError(
-        name,
-        expected="a field that this server knows" if unknown else str(first["msg"]),
-        found="an unknown one" if unknown else repr(first.get("input"))[:80],
-        fix="the documentation's page on the server lists them all",
-    )
+    given = repr(first.get("input"))[:80]
+    expected, found = {
+        "extra_forbidden": ("a field that this server knows", "an unknown one"),
+        "json_invalid": ("JSON", f"text that ends in error ({first.get('ctx', {}).get('error', '')})"),
+        "missing": ("a value", "none"),
+    }.get(first["type"], (str(first["msg"]).removeprefix("Input should be "), given))
+    name = "body" if first["type"] == "json_invalid" else name
+    return ArgumentError(name, expected=expected, found=found, fix="see docs/serve.md, which lists every field")
