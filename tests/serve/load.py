@@ -64,21 +64,21 @@ class Outcome:
         }
 
 
-def draw_alone(bundle: Path, seconds: float) -> tuple[list[str], float]:
+def draw_alone(bundle: Path, seconds: float, prompts: int = len(PROMPTS)) -> tuple[list[str], float]:
     """Return the digest of each prompt's picture, its number the seed, and how many a second a bare loop draws."""
     batch, digests, count = read_manifest(bundle).profile.batch, dict[int, str](), 0
     with Pipeline(bundle) as pipe:
         pipe([PROMPTS[0]] * batch, seed=[0] * batch)
         started = time.monotonic()
-        while time.monotonic() - started < seconds or len(digests) < len(PROMPTS):
-            numbers = [(count + each) % len(PROMPTS) for each in range(batch)]
+        while time.monotonic() - started < seconds or len(digests) < prompts:
+            numbers = [(count + each) % prompts for each in range(batch)]
             output = pipe([PROMPTS[each] for each in numbers], seed=numbers)
             for row, number in enumerate(numbers):
                 written = write_row(row, Row(PROMPTS[number], None, number, None, None, "png", None), output)
                 assert isinstance(written, Finished)
                 digests[number] = hashlib.sha256(written.file).hexdigest()
             count += batch
-        return [digests[each] for each in range(len(PROMPTS))], count / (time.monotonic() - started)
+        return [digests[each] for each in range(prompts)], count / (time.monotonic() - started)
 
 
 async def attack(
@@ -95,7 +95,7 @@ async def attack(
         turn = number
         while time.monotonic() - started < seconds:
             turn += clients
-            chosen = turn % len(PROMPTS)
+            chosen = turn % len(digests)
             asked = time.monotonic()
             try:
                 async with session.post(
