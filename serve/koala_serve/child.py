@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from io import BytesIO
@@ -47,6 +48,8 @@ def work(connection: Connection, opening: Opening) -> None:
 
     try:
         pipeline = Pipeline(opening.bundle, **opening.options)
+        with suppress(ArgumentError):  # a sampler that takes more steps
+            pipeline("", num_inference_steps=1)  # what is slow once is done before clients come
     except KoalaError as error:
         connection.send(error)
         return

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+import time
+import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -53,6 +57,20 @@ def workspace(
     return folder, os.environ | environment | {"PATH": f"{programs}{os.pathsep}{os.environ['PATH']}"}
 
 
+def answers(command: str, folder: Path, environment: dict[str, str]) -> None:
+    """Check that a server answers, and ends when it is told to."""
+    process = subprocess.Popen(shlex.split(command), cwd=folder, env=environment)
+    try:
+        for _ in range(300):
+            with suppress(OSError), urllib.request.urlopen("http://localhost:8000/readyz", timeout=5):
+                break
+            time.sleep(0.1)
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+
+
 @pytest.mark.full
 @pytest.mark.timeout(3600)
 def test_every_command(workspace: tuple[Path, dict[str, str]]) -> None:
@@ -65,6 +83,9 @@ def test_every_command(workspace: tuple[Path, dict[str, str]]) -> None:
             continue
         if command.startswith("make ") and not (ROOT / ".venv" / "ready").exists():
             continue  # the environment is not make's; CI's is
+        if command.startswith("koala serve"):
+            answers(command, folder, environment)
+            continue
         done = subprocess.run(
             command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, check=False
         )

@@ -19,7 +19,7 @@ _PACKAGES = ("fastapi", "multipart", "prometheus_client", "uvicorn")
 
 
 def serve(
-    bundles: Annotated[list[Path], argument("BUNDLE...", "Bundle folders; a request names one by its folder's name.")],
+    bundles: Annotated[list[Path], argument("BUNDLE", "Bundle folders; a request names one by its folder's name.")],
     host: Annotated[str, option("The address to listen on. Default: 127.0.0.1, this machine alone.")] = "127.0.0.1",
     port: Annotated[int, option("The port to listen on. Default: 8000.")] = 8000,
     target: RunTarget = None,
@@ -87,7 +87,7 @@ def _named(bundles: list[Path]) -> dict[str, Path]:
         name = bundle.absolute().name
         if name in named:
             raise ArgumentError(
-                "BUNDLE...",
+                "BUNDLE",
                 expected="folders of different names",
                 found=f"{named[name]} and {bundle}",
                 fix="rename one of them, or link to it under another name",
