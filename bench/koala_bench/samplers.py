@@ -171,7 +171,7 @@ def _median_psnr(references: Iterable[Pixels], pictures: Iterable[Pixels]) -> fl
 def save(study: Study, folder: Path) -> list[Path]:
     """Write ``results.md`` and plots, light and dark, to ``folder``.
 
-    A line is drawn for samplers that were measured at half of the numbers of steps or more.
+    A line is drawn for samplers that were measured at more than half of the numbers of steps.
     """
     write_atomic(folder / "results.md", markdown(study).encode())
     panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
@@ -182,7 +182,7 @@ def save(study: Study, folder: Path) -> list[Path]:
                 panels.setdefault(title, {}).setdefault(figure.name, []).append((figure.rows, unit * value))
     half = len({each.steps for each in study.figures}) / 2
     lines = {
-        title: {name: each for name, each in panel.items() if len(each) >= half} for title, panel in panels.items()
+        title: {name: each for name, each in panel.items() if len(each) > half} for title, panel in panels.items()
     }
     plots = write_plots(folder / "results", lambda ending, dark: plot_samplers(lines, ending, dark=dark))
     return [folder / "results.md", *plots]
