@@ -47,8 +47,8 @@ class RequestChecker:
         """Whether pictures can begin with a picture."""
         return any(entry.name == "vae_encoder" for entry in self.manifest.components)
 
-    def check(self, request: ImageRequest) -> int:
-        """Return how many tokens the prompt has; may run in any thread. Raises ArgumentError."""
+    def check_limits(self, request: ImageRequest) -> None:
+        """Refuse what asks for too much. Raises ArgumentError."""
         limits = self._settings
         for what, value, limit in (
             ("n", request.count, min(limits.count, limits.queue)),
@@ -56,10 +56,14 @@ class RequestChecker:
             ("prompt", max(len(request.prompt), len(request.negative_prompt or "")), limits.prompt),
         ):
             if value > limit:
-                raise ArgumentError(what, expected=f"{limit} at most", found=str(value), fix="ask for less")
+                found = str(value) if value < 10 * limit else "far more"
+                raise ArgumentError(what, expected=f"{limit} at most", found=found, fix="ask for less")
+
+    def check(self, request: ImageRequest) -> int:
+        """Return how many tokens the prompt has; may run in any thread. Raises ArgumentError."""
         for name, file in {"image": request.image, "mask_image": request.mask}.items():
             if file is not None:
-                check_size(name, open_image(file), limits.pixels)
+                check_size(name, open_image(file), self._settings.pixels)
         arguments = call_arguments([make_row(request, 0)], request.shared)
         prompt = arguments.pop("prompt")
         made = make_request(self.manifest, CPU, self._encoder, self._scheduler, prompt, cast("Arguments", arguments))

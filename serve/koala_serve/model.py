@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Coroutine, Sequence
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 from koala_bundle.errors import DeviceError, KoalaError
@@ -27,6 +28,15 @@ _SMOOTHING = 0.2  # weight of the newest batch in the mean time of one
 _log = logging.getLogger(__name__)
 
 
+@dataclass
+class _Drawing:
+    """A batch at a worker; ``patience`` runs out if it does not stop when nobody waits for it any more."""
+
+    worker: Worker
+    pictures: list[Picture]
+    patience: asyncio.TimerHandle | None = None
+
+
 class Model:
     """One bundle. What is not said to run in a thread belongs to the event loop's."""
 
@@ -38,7 +48,7 @@ class Model:
         self._waiting: deque[Picture] = deque()
         self._promised: deque[tuple[float, int]] = deque()  # when room was promised, and for how many pictures
         self._more = asyncio.Event()
-        self._drawing: dict[int, tuple[Worker, list[Picture]]] = {}  # by the number of the batch
+        self._drawing: dict[int, _Drawing] = {}  # by the number of the batch
         self._tasks: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count()
         self._seconds = 0.0  # that a batch takes, of late
@@ -71,6 +81,7 @@ class Model:
 
     async def submit(self, request: ImageRequest, *, watched: bool = False) -> Job:
         """Put a request into the queue. Raises ArgumentError for what cannot be drawn, and QueueFullError."""
+        self.checker.check_limits(request)
         self._check_room(request.count)
         tokens = await asyncio.to_thread(self.checker.check, request)
         self._check_room(request.count)  # others may have come in the meantime
@@ -124,17 +135,17 @@ class Model:
             return
         self._waiting = deque(picture for picture in self._waiting if picture.job is not job)
         self._waiting_changed()
-        for number, (worker, pictures) in self._drawing.items():
-            if any(each.job is job for each in pictures) and all(each.job.is_over for each in pictures):
-                worker.cancel(number)
-                # A library that hangs is ended with its process.
-                self._spawn(self._end_if_stuck(number, worker))
+        for number, drawing in self._drawing.items():
+            if drawing.patience is None and all(picture.job.is_over for picture in drawing.pictures):
+                drawing.worker.cancel(number)
+                drawing.patience = asyncio.get_running_loop().call_later(
+                    self._settings.deadline, self._end, drawing.worker
+                )
 
-    async def _end_if_stuck(self, number: int, worker: Worker) -> None:
-        await asyncio.sleep(self._settings.deadline)
-        if number in self._drawing:
-            _log.error("%s: a worker that has not answered for %g s is ended", self.name, self._settings.deadline)
-            await worker.close()
+    def _end(self, worker: Worker) -> None:
+        """End a worker that did not stop drawing when it was told to: a library hangs."""
+        _log.error("%s: a worker that has not answered for %g s is ended", self.name, self._settings.deadline)
+        self._spawn(worker.close())
 
     async def _serve(self, worker: Worker) -> None:
         """Draw batch after batch with a worker; the files of one are written while the next is drawn."""
@@ -171,7 +182,7 @@ class Model:
 
     async def _draw(self, worker: Worker, pictures: list[Picture], free: asyncio.Event) -> None:
         number, left = next(self._numbers), dict(enumerate(pictures))
-        self._drawing[number] = worker, pictures
+        self._drawing[number] = drawing = _Drawing(worker, pictures)
         self._metrics.running.labels(self.name).inc(len(pictures))
         self._metrics.batch_size.labels(self.name).observe(len(pictures))
         for picture in pictures:
@@ -191,6 +202,8 @@ class Model:
             self._draw_again([*left.values()], worker)
         finally:
             del self._drawing[number]
+            if drawing.patience is not None:
+                drawing.patience.cancel()
             self._metrics.running.labels(self.name).dec(len(pictures))
             free.set()
 

@@ -154,6 +154,7 @@ def test_every_mistake_is_told_in_words(served: Served, client: openai.OpenAI) -
     cases: list[tuple[dict[str, Any], str]] = [
         ({"size": "1024x1024"}, "size: expected 128x128, found '1024x1024'"),
         ({"n": 11}, "n: expected 10 at most, found 11"),
+        ({"n": 10**400}, "n: expected 10 at most, found far more"),
         ({"n": 0}, "n: expected greater than or equal to 1, found 0"),
         ({"extra_body": {"sead": 1}}, "sead: expected a field that this server knows"),
         ({"extra_body": {"scheduler": "magic"}}, "scheduler: expected a class of diffusers"),
