@@ -21,16 +21,18 @@ from koala_serve.worker import Worker
 
 
 def create_app(
-    bundles: Mapping[str, Path], make_workers: Callable[[Path], Sequence[Worker]], settings: Settings | None = None
+    bundles: Mapping[str, Path],
+    make_workers: Callable[[str, Path], Sequence[Worker]],
+    settings: Settings | None = None,
 ) -> FastAPI:
-    """Return an ASGI application that serves ``bundles`` by name; ``make_workers`` makes those of one bundle.
+    """Return an ASGI application that serves ``bundles`` by name; ``make_workers`` makes those of a bundle.
 
     ``app.state.service`` is its Service. Raises BundleError for a bundle that is damaged.
     """
     settings = settings or Settings()
     metrics = Metrics()
     models = [
-        Model(name, RequestChecker(path, settings), make_workers(path), settings, metrics)
+        Model(name, RequestChecker(path, settings), make_workers(name, path), settings, metrics)
         for name, path in bundles.items()
     ]
 

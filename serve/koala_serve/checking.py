@@ -18,7 +18,7 @@ from koala_runtime.prompts import PromptEncoder
 from koala_runtime.request import make_request
 from koala_runtime.samplers import available, label, make_scheduler
 from koala_serve.batching import make_row
-from koala_serve.child import call_arguments, open_image
+from koala_serve.drawing import call_arguments, open_image
 from koala_serve.image_request import ImageRequest
 from koala_serve.settings import Settings
 

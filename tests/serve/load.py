@@ -24,7 +24,7 @@ import aiohttp
 
 from koala_bundle.manifest import read_manifest
 from koala_runtime import Pipeline
-from koala_serve.child import write_row
+from koala_serve.drawing import write_row
 from koala_serve.worker import Finished, Row
 from tests.support.server import Served, serving
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -30,6 +30,17 @@ def serve(
     low_memory: Annotated[
         bool, option("Keep on the GPU only what a phase needs; this is slower.", "--low-memory")
     ] = False,
+    ray: Annotated[
+        str | None,
+        option("Draw on a Ray cluster: its address, auto, or local to start one.", "--ray", metavar="<address>"),
+    ] = None,
+    replicas: Annotated[
+        str, option("With --ray: how many draw each bundle, at least and at most. Default: 1,1.", metavar="<N,N>")
+    ] = "1,1",
+    replica_cpus: Annotated[float, option("With --ray: processors of each. Default: 1.", metavar="<N>")] = 1.0,
+    replica_gpus: Annotated[
+        float, option("With --ray: GPUs of each, or a share of one. Default: 0.", metavar="<N>")
+    ] = 0.0,
     queue: Annotated[int, option("Pictures of a bundle that wait at most. Default: 64.")] = 64,
     deadline: Annotated[float, option("Seconds after which a request is given up. Default: 300.")] = 300.0,
     max_count: Annotated[int, option("Pictures per request. Default: 10.")] = 10,
@@ -53,6 +64,7 @@ def serve(
     from koala_serve.process import ProcessWorker
     from koala_serve.server import Server, set_up_logs
     from koala_serve.settings import Settings
+    from koala_serve.worker import Worker
 
     settings = Settings(
         body=max_body * 2**20,
@@ -66,18 +78,43 @@ def serve(
         log_prompts=log_prompts,
     )
 
-    def make_workers(bundle: Path) -> list[ProcessWorker]:
-        each: Sequence[str | None] = devices or (None,)
-        options = ({"target": target, "low_memory": low_memory, "device": device} for device in each)
-        return [ProcessWorker(Opening(bundle, one)) for one in options]
+    options = {"target": target, "low_memory": low_memory}
 
-    app = create_app(_named(bundles), make_workers, settings)
-    set_up_logs()
-    note(f"serving {', '.join(app.state.service.models)} at http://{host}:{port}")
-    server = Server(app, host, port)
-    server.run()
-    if not server.started:
-        raise typer.Exit(1)
+    def processes(name: str, bundle: Path) -> Sequence[Worker]:
+        each: Sequence[str | None] = devices or (None,)
+        return [ProcessWorker(Opening(bundle, {**options, "device": device})) for device in each]
+
+    def run(make_workers: Callable[[str, Path], Sequence[Worker]]) -> None:
+        app = create_app(_named(bundles), make_workers, settings)
+        set_up_logs()
+        note(f"serving {', '.join(app.state.service.models)} at http://{host}:{port}")
+        server = Server(app, host, port)
+        server.run()
+        if not server.started:
+            raise typer.Exit(1)
+
+    if ray is None:
+        run(processes)
+        return
+    require_packages(("ray",), "ray")
+    from koala_fleet.ray_serve import Scale, connect, deploy, shut_down
+
+    least, most = _least_and_most(replicas)
+    scale = Scale(least, most, replica_cpus, replica_gpus)
+    connect(ray)
+    try:
+        run(lambda name, bundle: deploy(name, bundle, options, scale))
+    finally:
+        shut_down()
+
+
+def _least_and_most(replicas: str) -> tuple[int, int]:
+    numbers = [int(each) for each in replicas.split(",") if each.strip().isdecimal()]
+    if len(numbers) != 2 or not 1 <= numbers[0] <= numbers[1]:
+        raise ArgumentError(
+            "replicas", expected="two numbers, at least and at most", found=repr(replicas), fix="pass 1,4 for example"
+        )
+    return numbers[0], numbers[1]
 
 
 def _named(bundles: list[Path]) -> dict[str, Path]:

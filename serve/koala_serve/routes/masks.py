@@ -6,7 +6,7 @@ from io import BytesIO
 
 from PIL import ImageChops
 
-from koala_serve.child import open_image
+from koala_serve.drawing import open_image
 
 
 def white_where_transparent(file: bytes) -> bytes:

@@ -1,0 +1,116 @@
+"""Draws a batch with a pipeline and tells what happens: the same in a process of this machine and in a replica."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import replace
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from koala_bundle.codec import to_json
+from koala_bundle.errors import ArgumentError, DeviceError, KoalaError
+from koala_serve.encoding import encode
+from koala_serve.worker import Batch, Event, Finished, Free, Refused, Row, Stepped
+
+if TYPE_CHECKING:
+    from koala_runtime import Pipeline, PipelineOutput
+
+PREVIEW_QUALITY = 80  # of JPEG
+Send: TypeAlias = Callable[[Event], None]
+
+
+def warm_up(pipeline: Pipeline) -> None:
+    """Draw once, so that what is slow the first time is done before clients come."""
+    try:
+        pipeline("", num_inference_steps=1)
+    except ArgumentError:  # a sampler that takes more steps
+        pipeline("")
+
+
+def draw(pipeline: Pipeline, batch: Batch, send: Send, is_cancelled: Callable[[], bool], files: Executor) -> None:
+    """Draw a batch and return when the next may come; ``files`` write the pictures' files beside it.
+
+    Sends ``Free``, and of each row ``Finished`` or ``Refused``, nothing of them if the batch was cancelled. Raises
+    DeviceError.
+    """
+    started = time.monotonic()
+    try:
+        output = _output(pipeline, batch, send, is_cancelled)
+    except DeviceError:
+        raise
+    except KoalaError as error:
+        for index in range(len(batch.rows)):
+            send(Refused(index, error))
+        output = None
+    send(Free(time.monotonic() - started))
+    if output is not None:
+        for index, row in enumerate(batch.rows):
+            files.submit(_write, index, row, output, send)
+
+
+def _output(pipeline: Pipeline, batch: Batch, send: Send, is_cancelled: Callable[[], bool]) -> PipelineOutput | None:
+    """Draw in one piece, or step by step if somebody watches or steps take long; None if it was cancelled."""
+    arguments = call_arguments(batch.rows, batch.shared)
+    if not batch.watched and pipeline.target.has_device:
+        return pipeline(**arguments)
+    with pipeline.steps(**arguments) as steps:
+        for step in steps:
+            if is_cancelled():
+                return None
+            if not batch.watched:
+                continue
+            wanted = [row for row, each in enumerate(batch.rows) if step.index in each.previews]
+            shown = step.preview() if wanted else step.latents  # either waits for the step
+            send(Stepped(step.index, step.count, {row: _preview(shown[row]) for row in wanted}))
+        return steps.output
+
+
+def call_arguments(rows: Sequence[Row], shared: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the arguments of the pipeline call that draws ``rows``, each with noise of its own."""
+    arguments = {"prompt": [row.prompt for row in rows], "seed": [row.seed for row in rows], **shared}
+    if rows[0].negative_prompt is not None:
+        arguments["negative_prompt"] = [row.negative_prompt for row in rows]
+    if rows[0].image is not None:
+        arguments["image"] = [open_image(row.image) for row in rows]
+    if rows[0].mask is not None:
+        arguments["mask_image"] = [open_image(row.mask) for row in rows]
+    return arguments
+
+
+def open_image(file: bytes | None) -> Image.Image:
+    """Return the picture in a file, the right way up. Raises ArgumentError for a file that is none."""
+    try:
+        return ImageOps.exif_transpose(Image.open(BytesIO(file or b"")))
+    except Exception as error:  # each format's own
+        raise ArgumentError(
+            "image", expected="a picture", found=f"a file that Pillow cannot read ({error})", fix="send a PNG or JPEG"
+        ) from None
+
+
+def _write(index: int, row: Row, output: PipelineOutput, send: Send) -> None:
+    send(write_row(index, row, output))
+
+
+def write_row(index: int, row: Row, output: PipelineOutput) -> Event:
+    """Return a picture of a batch as a file."""
+    started = time.monotonic()
+    try:
+        # Its place in this batch is chance, and makes no difference to its pixels.
+        recipe = replace(output.recipes[index], index=0, count=1)
+        file = encode(output.images[index], recipe, row.format, row.compression)
+    except KoalaError as error:
+        return Refused(index, error)
+    written = json.dumps(to_json(recipe), ensure_ascii=False)
+    return Finished(index, file, written, recipe.parameters, time.monotonic() - started)
+
+
+def _preview(pixels: np.ndarray[Any, Any]) -> bytes:
+    stream = BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=PREVIEW_QUALITY)
+    return stream.getvalue()
