@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from koala_bundle.errors import InputError, KoalaError
+from koala_cli.commands.batch import batch
 from koala_cli.commands.bench import bench
 from koala_cli.commands.build import build
 from koala_cli.commands.compare import compare
@@ -29,11 +30,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help is the one that reads well at 80 columns
 )
-for command in (build, export, engines, run, serve, verify, bench, compare, inspect, doctor):
+for command in (build, export, engines, run, batch, serve, verify, bench, compare, inspect, doctor):
     app.command(cls=Command)(command)
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-_RESUMABLE = {"build", "export", "engines"}
+_RESUMABLE = {"build", "export", "engines", "batch"}
 
 
 class _Settings:

@@ -53,6 +53,10 @@ RunTarget: TypeAlias = Annotated[
 Device: TypeAlias = Annotated[
     str | None, option("The GPU: its index or UUID, as nvidia-smi -L shows it. Default: the first.", metavar="<GPU>")
 ]
+RayAddress: TypeAlias = Annotated[
+    str | None,
+    option("Draw on a Ray cluster: its address, auto, or local to start one.", "--ray", metavar="<address>"),
+]
 AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
 
 Source: TypeAlias = Annotated[

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,7 +14,9 @@ import ray
 from ray import serve
 from ray.exceptions import RayError
 
-from koala_bundle.errors import DeviceError, KoalaError, TargetError
+from koala_bundle.errors import DeviceError
+from koala_fleet.nodes import Shipment, fetch, fitting_nodes, on_nodes, ship
+from koala_runtime import Pipeline
 from koala_serve.drawing import draw, warm_up
 from koala_serve.worker import Batch, Event, Finished, Refused, WorkerDied
 
@@ -37,15 +38,9 @@ class Scale:
 class Replica:
     """A pipeline on some node of the cluster."""
 
-    def __init__(self, bundle: Path, options: Mapping[str, Any]) -> None:
-        from koala_runtime import Pipeline
-
-        try:
-            self._pipeline = Pipeline(bundle, **options)
-            warm_up(self._pipeline)
-        except KoalaError as error:
-            # Ray Serve tells of a replica that does not start in words alone.
-            raise RuntimeError(f"node {socket.gethostname()}: {error}") from None
+    def __init__(self, shipment: Shipment, options: Mapping[str, Any]) -> None:
+        self._pipeline = Pipeline(fetch(shipment), **options)
+        warm_up(self._pipeline)
         self._drawing, self._files = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
 
     async def draw(self, batch: Batch) -> AsyncGenerator[Event]:
@@ -105,20 +100,14 @@ class RayWorker:
         """Do nothing: the deployment ends with ``shut_down``."""
 
 
-def connect(address: str) -> None:
-    """Join the cluster at ``address`` (``auto``: that of this machine), or start one here for ``local``."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_SERVE_ENABLE_TELEMETRY", "0")
-    where = None if address == "local" else address
-    ray.init(where, include_dashboard=False if where is None else None, log_to_driver=False, logging_level="ERROR")
-
-
 def deploy(name: str, bundle: Path, options: Mapping[str, Any], scale: Scale) -> Sequence[RayWorker]:
-    """Start replicas that draw a bundle, and return lanes to them. Raises TargetError if none can be opened."""
+    """Start replicas that draw a bundle, and return lanes to them. Raises TargetError if no node can draw it."""
+    shipment = ship(bundle)
+    nodes = fitting_nodes(shipment, options["target"], scale.cpus, scale.gpus)
     deployment = serve.deployment(
         Replica,
         name=name,
-        ray_actor_options={"num_cpus": scale.cpus, "num_gpus": scale.gpus},
+        ray_actor_options={"num_cpus": scale.cpus, "num_gpus": scale.gpus, "label_selector": on_nodes(nodes)},
         max_ongoing_requests=LANES,
         autoscaling_config={
             "min_replicas": scale.least,
@@ -131,17 +120,7 @@ def deploy(name: str, bundle: Path, options: Mapping[str, Any], scale: Scale) ->
             "look_back_period_s": 2.0,
         },
     )
-    application = deployment.bind(bundle.absolute(), dict(options))
-    try:
-        handle = serve.run(application, name=name, route_prefix=None)
-    except RuntimeError:
-        told = serve.status().applications[name].deployments[name].message
-        raise TargetError(
-            str(bundle),
-            expected="a node of the cluster that can draw it",
-            found=next((line for line in told.splitlines() if "node " in line), "none"),
-            fix="build engines for that node's GPU, or name the nodes' --target",
-        ) from None
+    handle = serve.run(deployment.bind(shipment, dict(options)), name=name, route_prefix=None)
     return [RayWorker(handle) for _ in range(LANES * scale.most)]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -16,13 +17,15 @@ from PIL import Image, ImageOps
 from koala_bundle.codec import to_json
 from koala_bundle.errors import ArgumentError, DeviceError, KoalaError
 from koala_serve.encoding import encode
+from koala_serve.errors import FaultError
 from koala_serve.worker import Batch, Event, Finished, Free, Refused, Row, Stepped
 
 if TYPE_CHECKING:
-    from koala_runtime import Pipeline, PipelineOutput
+    from koala_runtime import Pipeline, PipelineOutput, Recipe
 
 PREVIEW_QUALITY = 80  # of JPEG
 Send: TypeAlias = Callable[[Event], None]
+_log = logging.getLogger(__name__)
 
 
 def warm_up(pipeline: Pipeline) -> None:
@@ -34,29 +37,46 @@ def warm_up(pipeline: Pipeline) -> None:
 
 
 def draw(pipeline: Pipeline, batch: Batch, send: Send, is_cancelled: Callable[[], bool], files: Executor) -> None:
-    """Draw a batch and return when the next may come; ``files`` write the pictures' files beside it.
+    """Draw a batch and return when the next may come; ``files``, of one thread, write the pictures' files beside it.
 
-    Sends ``Free``, and of each row ``Finished`` or ``Refused``, nothing of them if the batch was cancelled. Raises
-    DeviceError.
+    Sends ``Free``, and of each row ``Finished`` or ``Refused`` in the thread of ``files``, or nothing of them if the
+    batch was cancelled. Raises DeviceError.
     """
     started = time.monotonic()
+    _draw_rows(pipeline, batch, range(len(batch.rows)), send, is_cancelled, files)
+    send(Free(time.monotonic() - started))
+
+
+def _draw_rows(
+    pipeline: Pipeline,
+    batch: Batch,
+    places: Sequence[int],
+    send: Send,
+    is_cancelled: Callable[[], bool],
+    files: Executor,
+) -> None:
+    """Draw some rows of a batch together; if they are refused, each alone, because one may be at fault."""
     try:
-        output = _output(pipeline, batch, send, is_cancelled)
+        output = _output(pipeline, batch, places, send, is_cancelled)
     except DeviceError:
         raise
     except KoalaError as error:
-        for index in range(len(batch.rows)):
-            send(Refused(index, error))
-        output = None
-    send(Free(time.monotonic() - started))
+        if len(places) == 1:
+            files.submit(send, Refused(places[0], error))
+        else:
+            for place in places:
+                _draw_rows(pipeline, batch, [place], send, is_cancelled, files)
+        return
     if output is not None:
-        for index, row in enumerate(batch.rows):
-            files.submit(_write, index, row, output, send)
+        for index, place in enumerate(places):
+            files.submit(_write, place, batch.rows[place], output.images[index], output.recipes[index], send)
 
 
-def _output(pipeline: Pipeline, batch: Batch, send: Send, is_cancelled: Callable[[], bool]) -> PipelineOutput | None:
+def _output(
+    pipeline: Pipeline, batch: Batch, places: Sequence[int], send: Send, is_cancelled: Callable[[], bool]
+) -> PipelineOutput | None:
     """Draw in one piece, or step by step if somebody watches or steps take long; None if it was cancelled."""
-    arguments = call_arguments(batch.rows, batch.shared)
+    arguments = call_arguments([batch.rows[place] for place in places], batch.shared)
     if not batch.watched and pipeline.target.has_device:
         return pipeline(**arguments)
     with pipeline.steps(**arguments) as steps:
@@ -65,9 +85,9 @@ def _output(pipeline: Pipeline, batch: Batch, send: Send, is_cancelled: Callable
                 return None
             if not batch.watched:
                 continue
-            wanted = [row for row, each in enumerate(batch.rows) if step.index in each.previews]
+            wanted = {place: row for row, place in enumerate(places) if step.index in batch.rows[place].previews}
             shown = step.preview() if wanted else step.latents  # either waits for the step
-            send(Stepped(step.index, step.count, {row: _preview(shown[row]) for row in wanted}))
+            send(Stepped(step.index, step.count, {place: _preview(shown[row]) for place, row in wanted.items()}))
         return steps.output
 
 
@@ -93,21 +113,25 @@ def open_image(file: bytes | None) -> Image.Image:
         ) from None
 
 
-def _write(index: int, row: Row, output: PipelineOutput, send: Send) -> None:
-    send(write_row(index, row, output))
-
-
-def write_row(index: int, row: Row, output: PipelineOutput) -> Event:
-    """Return a picture of a batch as a file."""
+def write_row(place: int, row: Row, image: Any, recipe: Recipe) -> Event:
+    """Return a picture as a file."""
     started = time.monotonic()
     try:
         # Its place in this batch is chance, and makes no difference to its pixels.
-        recipe = replace(output.recipes[index], index=0, count=1)
-        file = encode(output.images[index], recipe, row.format, row.compression)
+        recipe = replace(recipe, index=0, count=1)
+        file = encode(image, recipe, row.format, row.compression)
     except KoalaError as error:
-        return Refused(index, error)
+        return Refused(place, error)
+    except Exception as error:
+        _log.exception("a picture's file could not be written")
+        fault = FaultError("the picture", expected="a file", found=type(error).__name__, fix="the log says more")
+        return Refused(place, fault)
     written = json.dumps(to_json(recipe), ensure_ascii=False)
-    return Finished(index, file, written, recipe.parameters, time.monotonic() - started)
+    return Finished(place, file, written, recipe.parameters, time.monotonic() - started)
+
+
+def _write(place: int, row: Row, image: Any, recipe: Recipe, send: Send) -> None:
+    send(write_row(place, row, image, recipe))
 
 
 def _preview(pixels: np.ndarray[Any, Any]) -> bytes:

@@ -74,7 +74,8 @@ def draw_alone(bundle: Path, seconds: float, prompts: int = len(PROMPTS)) -> tup
             numbers = [(count + each) % prompts for each in range(batch)]
             output = pipe([PROMPTS[each] for each in numbers], seed=numbers)
             for row, number in enumerate(numbers):
-                written = write_row(row, Row(PROMPTS[number], None, number, None, None, "png", None), output)
+                wanted = Row(PROMPTS[number], None, number, None, None, "png", None)
+                written = write_row(row, wanted, output.images[row], output.recipes[row])
                 assert isinstance(written, Finished)
                 digests[number] = hashlib.sha256(written.file).hexdigest()
             count += batch

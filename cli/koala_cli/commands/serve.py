@@ -11,7 +11,7 @@ import typer
 
 from koala_bundle.errors import ArgumentError
 from koala_cli.extras import require_packages
-from koala_cli.options import RunTarget, argument, option
+from koala_cli.options import RayAddress, RunTarget, argument, option
 from koala_cli.screen import note
 
 API_KEY_VARIABLE = "KOALA_API_KEY"
@@ -30,10 +30,7 @@ def serve(
     low_memory: Annotated[
         bool, option("Keep on the GPU only what a phase needs; this is slower.", "--low-memory")
     ] = False,
-    ray: Annotated[
-        str | None,
-        option("Draw on a Ray cluster: its address, auto, or local to start one.", "--ray", metavar="<address>"),
-    ] = None,
+    ray: RayAddress = None,
     replicas: Annotated[
         str, option("With --ray: how many draw each bundle, at least and at most. Default: 1,1.", metavar="<N,N>")
     ] = "1,1",
@@ -97,7 +94,8 @@ def serve(
         run(processes)
         return
     require_packages(("ray",), "ray")
-    from koala_fleet.ray_serve import Scale, connect, deploy, shut_down
+    from koala_fleet.nodes import connect
+    from koala_fleet.ray_serve import Scale, deploy, shut_down
 
     least, most = _least_and_most(replicas)
     scale = Scale(least, most, replica_cpus, replica_gpus)

@@ -1,0 +1,130 @@
+"""What became of each row of a file of prompts: one line each in ``results.jsonl``, beside the pictures."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from koala_bundle.codec import CodecError, from_json, to_json
+from koala_bundle.errors import ArgumentError, KoalaError
+from koala_bundle.files import file_entry, write_atomic, write_json
+from koala_fleet.prompts import PromptRow
+
+RESULTS, RECORD = "results.jsonl", "batch.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """Of row ``index``: its picture's ``file`` with digest and seed, or the four parts of the ``error``."""
+
+    index: int
+    id: str
+    seed: int
+    file: str | None = None
+    sha256: str | None = None
+    error: dict[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the pictures in a folder were drawn from: digests of the file of prompts and of the bundle, and options."""
+
+    prompts: str
+    bundle: str
+    options: dict[str, str]
+
+
+class Results:
+    """The results in a folder, each row's exactly once; a kill leaves whole lines and whole pictures.
+
+    A picture is written before its line, so that a row without a line is drawn again, to the same bytes. ``done`` are
+    the indices of the rows that have a line.
+    """
+
+    def __init__(self, folder: Path, record: Record) -> None:
+        self._folder, self._path = folder, folder / RESULTS
+        _check_record(folder / RECORD, record)
+        self.done: set[int] = set()
+        self.failed = 0
+        for result in self._kept():
+            self.done.add(result.index)
+            self.failed += result.error is not None
+        self._stream = self._path.open("a", encoding="utf-8", newline="\n")
+
+    def close(self) -> None:
+        """Close the file; it is whole at any time."""
+        self._stream.close()
+
+    def finish(self, row: PromptRow, file: bytes) -> None:
+        """Keep a picture."""
+        write_atomic(self._folder / row.file, file)
+        digest = hashlib.sha256(file).hexdigest()
+        self._append(Result(row.index, row.name, row.request.seed, row.file, digest))
+
+    def fail(self, row: PromptRow, error: KoalaError) -> None:
+        """Say why there is no picture."""
+        parts = {"what": error.what, "expected": error.expected, "found": error.found, "fix": error.fix}
+        self._append(Result(row.index, row.name, row.request.seed, error=parts))
+        self.failed += 1
+
+    def _append(self, result: Result) -> None:
+        if result.index in self.done:
+            return
+        self._stream.write(_line(result))
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self.done.add(result.index)
+
+    def _kept(self) -> list[Result]:
+        """Return the pictures of earlier runs; removes lines that a kill cut off, and failures, to be tried again."""
+        if not self._path.exists():
+            return []
+        whole = []
+        for line in self._path.read_text("utf-8", errors="replace").splitlines():
+            try:
+                result = from_json(Result, _empty() | json.loads(line))
+            except (ValueError, RecursionError, TypeError):
+                continue
+            if result.error is None:
+                whole.append(result)
+        write_atomic(self._path, "".join(map(_line, whole)).encode())
+        return whole
+
+
+def record_of(prompts: Path, bundle_digest: str, options: Mapping[str, Any]) -> Record:
+    """Return the record of a run."""
+    return Record(file_entry(prompts).sha256, bundle_digest, {name: str(value) for name, value in options.items()})
+
+
+def _empty() -> dict[str, Any]:
+    return {"file": None, "sha256": None, "error": None}
+
+
+def _line(result: Result) -> str:
+    told = {name: value for name, value in to_json(result).items() if value is not None}
+    return json.dumps(told, ensure_ascii=False) + "\n"
+
+
+def _check_record(path: Path, record: Record) -> None:
+    """Write the record of a new folder; refuse one with results of something else."""
+    if not path.exists():
+        write_json(path, record)
+        return
+    try:
+        kept = from_json(Record, json.loads(path.read_text("utf-8")))
+    except (ValueError, RecursionError, CodecError):
+        kept = Record("", "", {})
+    for what in ("prompts", "bundle", "options"):
+        before, now = getattr(kept, what), getattr(record, what)
+        if before != now:
+            raise ArgumentError(
+                str(path.parent),
+                expected="results of the same prompts, bundle and options",
+                found=f"results of other {what}" + (f" ({before}, now {now})" if what == "options" else ""),
+                fix="choose another folder, or remove this one",
+            )
