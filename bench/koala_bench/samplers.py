@@ -181,9 +181,7 @@ def save(study: Study, folder: Path) -> list[Path]:
             if value is not None:
                 panels.setdefault(title, {}).setdefault(figure.name, []).append((figure.rows, unit * value))
     half = len({each.steps for each in study.figures}) / 2
-    lines = {
-        title: {name: each for name, each in panel.items() if len(each) > half} for title, panel in panels.items()
-    }
+    lines = {title: {name: each for name, each in panel.items() if len(each) > half} for title, panel in panels.items()}
     plots = write_plots(folder / "results", lambda ending, dark: plot_samplers(lines, ending, dark=dark))
     return [folder / "results.md", *plots]
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from koala_bundle.errors import ArgumentError
 from koala_serve.image_request import MAX_SEED, ImageRequest
@@ -53,7 +53,8 @@ def read_prompts(path: Path, seed: int = 0) -> Iterator[PromptRow]:
     """
     names: dict[str, int] = {}
     with _opened(path) as stream:
-        for index, line in enumerate(stream):
+        for index, raw in enumerate(stream):
+            line = _text(f"{path}: line {index + 1}", raw)
             if not line.strip():
                 continue
             where = f"{path}: line {index + 1}"
@@ -71,9 +72,18 @@ def read_prompts(path: Path, seed: int = 0) -> Iterator[PromptRow]:
             yield row
 
 
-def _opened(path: Path) -> Any:
+def _text(where: str, line: bytes) -> str:
     try:
-        return path.open(encoding="utf-8-sig", errors="strict")
+        return line.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise ArgumentError(
+            where, expected="text in UTF-8", found="other bytes", fix="save the file as UTF-8"
+        ) from None
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
     except OSError as error:
         raise ArgumentError(
             str(path), expected="a file of prompts", found=str(error.strerror), fix="pass a .jsonl or .txt file"
