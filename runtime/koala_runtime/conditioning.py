@@ -176,7 +176,11 @@ def _texts(argument: str, given: object, count: int | None) -> list[str | None]:
 
 
 def _sizes(manifest: Manifest, given: dict[str, Any]) -> tuple[Floats, Floats]:
-    """Return the sizes of both sides. As in diffusers, the negative side has its own if two of them are given."""
+    """Return the sizes of both sides.
+
+    As in diffusers, the negative side has its own if two of them are given; where a picture begins with another, each
+    of these two is read by itself, and the crop is the prompt's.
+    """
     own = (manifest.profile.height, manifest.profile.width)
     for side, pixels in zip(("height", "width"), own, strict=True):
         if given.get(side) not in (None, pixels):
@@ -193,6 +197,9 @@ def _sizes(manifest: Manifest, given: dict[str, Any]) -> tuple[Floats, Floats]:
     sizes = np.array(wanted, np.float32).ravel()
     names = ("negative_original_size", "negative_crops_coords_top_left", "negative_target_size")
     negative = [None if given.get(name) is None else _size(name, given[name]) for name in names]
+    if given.get("image") is not None:
+        own_sizes = negative[0] or wanted[0], wanted[1], negative[2] or wanted[2]
+        return sizes, np.array(own_sizes, np.float32).ravel()
     if negative[0] is None or negative[2] is None:
         if any(negative):
             _log.warning("%s and %s have an effect together only", names[0], names[2])

@@ -16,7 +16,7 @@ from koala_bundle.manifest import Manifest
 from koala_bundle.spec import Profile
 from koala_runtime.arguments import Arguments
 from koala_runtime.arrays import Floats
-from koala_runtime.samplers import Schedule, Table
+from koala_runtime.samplers import Table
 
 IMAGE_STRENGTH, MASK_STRENGTH = 0.3, 0.9999
 """Defaults of diffusers' StableDiffusionXLImg2ImgPipeline and StableDiffusionXLInpaintPipeline."""
@@ -34,7 +34,12 @@ class Source:
 
     pixels: NDArray[np.uint8]
     mask: Floats | None
-    strength: float
+    strength: float | np.floating[Any]
+
+    @property
+    def masked(self) -> int:
+        """How many masked pictures diffusers encodes, for nothing: 0 without a mask."""
+        return 0 if self.mask is None else max(len(self.mask), len(self.pixels))
 
     @property
     def begins_with_noise(self) -> bool:
@@ -82,7 +87,7 @@ def open_picture(path: Path, what: str, fix: str) -> Image.Image:
     raise ArgumentError(what, expected="a picture", found=found, fix=fix)
 
 
-def read_source(manifest: Manifest, count: int, schedule: Schedule, arguments: Arguments) -> Source | None:
+def read_source(manifest: Manifest, count: int, arguments: Arguments) -> Source | None:
     """Return what ``count`` pictures of a call begin with, None if that is noise. Raises ArgumentError."""
     image, mask, strength = (arguments.get(name) for name in ("image", "mask_image", "strength"))
     if image is None:
@@ -106,24 +111,16 @@ def read_source(manifest: Manifest, count: int, schedule: Schedule, arguments: A
         scale = manifest.spec.vae.scale_factor
         some = [_mask(each, profile)[None, ::scale, ::scale] for each in _each("mask_image", mask)]
         masks = _some("mask_image", some, count)
-    source = Source(pixels, masks, _strength(strength, masked=mask is not None))
-    if source.skipped(schedule.count) == schedule.count:
-        raise ArgumentError(
-            "strength",
-            expected=f"a share that leaves one of {schedule.count} steps to draw",
-            found=f"{source.strength:g}",
-            fix="pass a larger strength, or more steps",
-        )
-    return source
+    return Source(pixels, masks, _strength(strength, masked=mask is not None))
 
 
-def _strength(value: Any, *, masked: bool) -> float:
+def _strength(value: Any, *, masked: bool) -> float | np.floating[Any]:
     if value is None:
         return MASK_STRENGTH if masked else IMAGE_STRENGTH
     number = isinstance(value, int | float | np.number) and not isinstance(value, bool)
     if not number or not 0 <= float(value) <= 1:
         raise ArgumentError("strength", expected="a number from 0 to 1", found=repr(value), fix="pass 0.3 or so")
-    return float(value)
+    return value if isinstance(value, np.floating) else float(value)  # float32's products are rounded
 
 
 def _each(argument: str, given: Any) -> list[Any]:
@@ -146,7 +143,7 @@ def _array(argument: str, given: Any) -> NDArray[Any]:
         array = np.asarray(given)
     except Exception:  # whatever the other library raises
         array = np.empty(0)
-    if array.dtype.kind not in "buif" or not 2 <= array.ndim <= 4:
+    if array.dtype.kind not in "buif" or not 2 <= array.ndim <= 4 or not array.size:
         raise ArgumentError(
             argument,
             expected="a PIL picture, an array of one or more, or a list",
@@ -170,9 +167,14 @@ def _some(argument: str, each: list[NDArray[Any]], count: int) -> NDArray[Any]:
 def _picture(given: Any, profile: Profile) -> NDArray[np.uint8]:
     """Return one picture, uint8 [height, width, 3]; a PIL picture of another size is resized as diffusers does."""
     if isinstance(given, Image.Image):
-        size = (profile.width, profile.height)
-        picture = given.convert("RGB")
-        return np.asarray(picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS))
+        if given.mode.startswith(("I", "F")):
+            raise ArgumentError(
+                "image",
+                expected="a picture of 8 bits per channel",
+                found=f"one of mode {given.mode}",
+                fix="convert it, or pass floats in [0, 1]",
+            )
+        return np.asarray(_resized(given.convert("RGB"), profile))
     is_channels_first = given.ndim == 3 and given.shape[0] == 3 and given.shape[2] != 3
     array: NDArray[Any] = given.transpose(1, 2, 0) if is_channels_first else given
     _check_shape("image", array, (profile.height, profile.width, 3))
@@ -182,18 +184,23 @@ def _picture(given: Any, profile: Profile) -> NDArray[np.uint8]:
 
 
 def _mask(given: Any, profile: Profile) -> Floats:
-    """Return one mask, float32 [height, width], 0 or 1."""
+    """Return one mask, float32 [height, width], 0 or 1: of a PIL picture the lighter half of grey, of arrays from 0.5.
+
+    diffusers divides by 255 what is a PIL picture, and nothing else, so that in uint8 all but 0 is to be painted.
+    """
     if isinstance(given, Image.Image):
-        size = (profile.width, profile.height)
-        levels = given.convert("L")
-        array: NDArray[Any] = np.asarray(
-            levels if levels.size == size else levels.resize(size, Image.Resampling.LANCZOS)
-        )
-    else:
-        array = given.reshape(tuple(side for side in given.shape if side != 1)) if given.ndim == 3 else given
-        _check_shape("mask_image", array, (profile.height, profile.width))
-    share = array / np.float32(255) if array.dtype == np.uint8 else _unit("mask_image", array)
-    return (share >= _HALF).astype(np.float32)
+        levels = np.asarray(_resized(given, profile).convert("L"))
+        return np.where(levels / np.float32(255) >= _HALF, np.float32(1), np.float32(0))
+    array = given.reshape(tuple(side for side in given.shape if side != 1)) if given.ndim == 3 else given
+    _check_shape("mask_image", array, (profile.height, profile.width))
+    if not np.isfinite(array).all():
+        raise ArgumentError("mask_image", expected="0 or 1", found="NaN or infinity", fix="pass 1 where to paint")
+    return np.where(array >= _HALF, np.float32(1), np.float32(0))
+
+
+def _resized(picture: Image.Image, profile: Profile) -> Image.Image:
+    size = (profile.width, profile.height)
+    return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def _check_shape(argument: str, array: NDArray[Any], shape: tuple[int, ...]) -> None:

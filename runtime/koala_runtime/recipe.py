@@ -113,7 +113,7 @@ def make_recipe(request: Request, index: int, manifest: Manifest, digest: str, t
         seed_alone=request.noise.alone,
         image=image,
         mask_image=mask,
-        strength=None if source is None else source.strength,
+        strength=None if source is None else float(source.strength),
         index=index,
         count=request.count,
         num_inference_steps=request.schedule.count,

@@ -83,10 +83,9 @@ def make_request(
     if arguments.get("negative_prompt") is not None and guidance <= 1:
         _log.warning("negative_prompt has no effect while guidance_scale is %g; it takes more than 1", guidance)
     scheduler = choose(arguments.get("scheduler"), scheduler)
-    source = read_source(manifest, count, schedule, arguments)
-    begun = schedule if source is None else replace(schedule, skipped=source.skipped(schedule.count))
-    table = _until(scheduler, begun, end)
-    pictures, masked = (0, False) if source is None else (len(source.pixels), source.mask is not None)
+    source = read_source(manifest, count, arguments)
+    table = _until(scheduler, schedule if source is None else _begun(scheduler, schedule, source), end)
+    pictures, masked = (0, 0) if source is None else (len(source.pixels), source.masked)
     shape = (count, *manifest.component("vae_decoder").inputs[0].shape[1:])
     return Request(
         positive,
@@ -177,6 +176,20 @@ def _rescale(manifest: Manifest, value: float | None) -> float:
             fix="leave it out, or export the bundle again with the rescaling of guidance compiled in",
         )
     return rescale
+
+
+def _begun(scheduler: Scheduler, schedule: Schedule, source: Source) -> Schedule:
+    """Return the schedule without the steps that a picture begins after."""
+    counted = scheduler.counted(schedule)
+    begun = replace(schedule, skipped=source.skipped(counted))
+    if not scheduler.leaves(begun):
+        raise ArgumentError(
+            "strength",
+            expected=f"a share that leaves one of {counted} steps to draw",
+            found=f"{source.strength:g}",
+            fix="pass a larger strength, or more steps",
+        )
+    return begun
 
 
 def _until(scheduler: Scheduler, schedule: Schedule, end: float | None) -> Table:

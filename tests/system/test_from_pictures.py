@@ -158,6 +158,69 @@ def test_kinds_of_pictures(pair: Both) -> None:
         assert np.array_equal(pair.ours("a koala", image=image, mask_image=covered, **call).images, wanted)
 
 
+def test_masks_as_diffusers_reads_them(pair: Both) -> None:
+    """Arrays of 0 and 1 of any type, levels of uint8 of which all but 0 paint, and PIL pictures of other modes."""
+    cover = (np.asarray(pair.mask()) > 127).astype(np.uint8)
+    faint = cover * np.uint8(40)
+    clear = Image.merge("RGBA", [pair.mask((57, 33))] * 3 + [Image.new("L", (57, 33), 90)])
+    picture = pair.picture(1)
+    for mask in (cover, faint, cover.astype(np.float32) * 0.6, clear, pair.mask((57, 33)).convert("1")):
+        assert pair.difference("euler", image=picture, strength=0.7, mask_image=mask, num_inference_steps=3) <= BOUND
+    call: dict[str, Any] = {"num_inference_steps": 3, "strength": 0.7, "seed": 1, "output_type": "np"}
+    painted = pair.ours("a koala", image=picture, mask_image=cover, **call).images
+    for same in (faint, cover.astype(np.int64), cover > 0, torch.from_numpy(cover)):
+        assert np.array_equal(pair.ours("a koala", image=picture, mask_image=same, **call).images, painted)
+    nothing = pair.ours("a koala", image=picture, mask_image=cover * 0, **call).images
+    assert np.abs(painted - nothing).max() > 0.1
+
+
+def generated(pair: Both, prompts: list[str], generators: Callable[[], Any], **call: Any) -> float:
+    """Return the largest difference of any pixel where torch generators draw."""
+    theirs = pair.theirs["mask_image" in call]
+    theirs.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(pair.own.config)
+    call = {"num_inference_steps": 5, "strength": 0.6, "guidance_scale": 3.5, "output_type": "np", **call}
+    size = dict(zip(("width", "height"), pair.size, strict=True)) if "mask_image" in call else {}
+    wanted = theirs(prompts, generator=generators(), **size, **call).images
+    return float(np.abs(wanted - pair.ours(prompts, generator=generators(), scheduler="euler_a", **call).images).max())
+
+
+def test_the_order_in_which_generators_draw(pair: Both) -> None:
+    """One picture of several prompts, several masks of one picture, and one generator twice in a list."""
+
+    def two() -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(seed) for seed in (5, 6)]
+
+    def twice() -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(5)] * 2
+
+    prompts, picture = PROMPTS[:2], pair.picture(1)
+    masks = [pair.mask(), pair.mask().rotate(180)]
+    for generators in (two, twice):
+        assert generated(pair, prompts, generators, image=picture) <= BOUND
+        assert generated(pair, prompts, generators, image=picture, mask_image=masks[0]) <= BOUND
+    assert generated(pair, prompts, two, image=picture, mask_image=masks) <= BOUND
+    assert generated(pair, prompts, lambda: two()[0], image=picture, mask_image=masks) <= BOUND
+
+
+def test_shares_of_steps_as_diffusers_counts_them(pair: Both) -> None:
+    """Of own timesteps, Heun's are its evaluations; a share in float32 is rounded before it is cut."""
+    picture = pair.picture(1)
+    heun = {"timesteps": [901, 701, 501, 301, 101], "num_inference_steps": 5}
+    for strength in (0.6, 0.7, 0.95):
+        assert pair.difference("heun", image=picture, strength=strength, **heun) <= BOUND
+    with pytest.raises(ArgumentError, match="strength: expected a share that leaves one of 9 steps"):
+        pair.ours("a koala", image=picture, strength=0.5, scheduler="heun", timesteps=heun["timesteps"])
+    share = np.float32(0.7)
+    assert int(10 * share) != int(10 * float(share))
+    assert pair.difference("euler", image=picture, strength=share, num_inference_steps=10) <= BOUND
+
+
+def test_sizes_of_the_negative_prompt(pair: Both) -> None:
+    sizes: dict[str, Any] = {"crops_coords_top_left": (8, 16), "original_size": (100, 120)}
+    for given in ({}, {"negative_original_size": (32, 32)}, {"negative_target_size": (500, 20)}):
+        assert pair.difference("euler", image=pair.picture(1), strength=0.7, **sizes, **given) <= BOUND
+
+
 def test_what_is_kept_and_what_is_painted(pair: Both) -> None:
     """A negative control: without the mask, with another picture or strength, the picture is another one."""
     plain: dict[str, Any] = {"num_inference_steps": 6, "seed": 1, "output_type": "latent"}
@@ -219,6 +282,12 @@ def test_the_recipe_names_the_picture(pair: Both) -> None:
         ({"image": "koala.png"}, "image: expected a PIL picture, an array of one or more, or a list, found str"),
         ({"image": [torch.zeros(64, 96, 3, dtype=torch.bfloat16)]}, "image: expected a PIL picture, .* found Tensor"),
         ({"image": {}}, "image: expected a PIL picture, .* found dict"),
+        ({"image": []}, "image: expected a PIL picture, .* found list"),
+        ({"image": np.zeros((0, 64, 96, 3))}, "image: expected a PIL picture, .* found ndarray"),
+        ({"image": [None]}, "image: expected a PIL picture, .* found NoneType"),
+        ({"image": Image.new("I;16", (96, 64))}, "image: expected a picture of 8 bits per channel, found .* I;16"),
+        ({"image": np.zeros((64, 96, 3)), "mask_image": np.zeros((0, 64, 96))}, "mask_image: expected a PIL picture"),
+        ({"image": np.zeros((64, 96, 3)), "mask_image": np.full((64, 96), np.nan)}, "mask_image: expected 0 or 1"),
         ({"image": [np.zeros((64, 96, 3))] * 2}, "image: expected one, or a number that divides 1 pictures, found 2"),
         (
             {"image": np.zeros((64, 96, 3)), "mask_image": np.zeros((8, 8))},

@@ -28,7 +28,7 @@ def batch(
         bool, option("Keep on the GPU only what a phase needs; this is slower.", "--low-memory")
     ] = False,
     ray: RayAddress = None,
-    workers: Annotated[int, option("With --ray: how many draw at once. Default: 1.", metavar="<N>")] = 1,
+    workers: Annotated[int, option("With --ray: how many there are. Default: 1.", metavar="<N>")] = 1,
     worker_cpus: Annotated[float, option("With --ray: processors of each. Default: 1.", metavar="<N>")] = 1.0,
     worker_gpus: Annotated[
         float, option("With --ray: GPUs of each, or a share of one. Default: 0.", metavar="<N>")

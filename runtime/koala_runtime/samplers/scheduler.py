@@ -105,6 +105,20 @@ class Scheduler:
         defaults = [key for key in values if key not in self.spec.config]
         return SchedulerConfig(self.spec.config | values | {_DEFAULTED: defaults, "_class_name": type(self).__name__})
 
+    def counted(self, schedule: Schedule) -> int:
+        """Return how many steps diffusers takes a share of for a picture that begins with another.
+
+        Of timesteps that the call brings, it counts the evaluations of the U-Net.
+        """
+        return self._rows(schedule.count) if schedule.timesteps else schedule.count
+
+    def leaves(self, schedule: Schedule) -> bool:
+        """Whether any step is left to draw."""
+        return schedule.skipped * self.evaluations < self._rows(schedule.count)
+
+    def _rows(self, steps: int) -> int:
+        return self.evaluations * (steps - 1) + 1
+
     def table(self, schedule: Schedule) -> Table:
         """Return the numbers of every step. Raises ArgumentError for steps that this class cannot take."""
         name, values = type(self).__name__, self.spec.values
