@@ -31,7 +31,7 @@ help: ## Show this list
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade-strategy only-if-needed -c constraints.txt -e '.[$(EXTRAS)]'
-	$(BIN)/pip install --quiet --no-deps -c constraints.txt open_clip_torch
+	$(BIN)/pip install --quiet --no-deps -c constraints.txt open_clip_torch invisible-watermark
 	@touch $(READY)
 
 image: $(READY) ## Draw a picture: make image PROMPT="a large green star on a black background"

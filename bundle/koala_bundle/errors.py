@@ -4,6 +4,7 @@
     ├── BuildError          a converter or compiler refused a component
     ├── GateError           a converted component does not compute what PyTorch computes
     ├── DeviceError         the GPU refused or failed, or has too little memory
+    ├── WithheldError       a function of the caller's withheld a picture
     └── InputError          exit code 2: the caller passed something wrong and can fix it
         ├── ArgumentError   an option or a call argument
         ├── CheckpointError a checkpoint folder, hub name or preset
@@ -52,6 +53,10 @@ class GateError(KoalaError):
 
 class DeviceError(KoalaError):
     """The GPU refused or failed, or has too little memory."""
+
+
+class WithheldError(KoalaError):
+    """A picture is not handed over: raise it in ``on_image``."""
 
 
 class InputError(KoalaError):

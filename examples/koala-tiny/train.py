@@ -62,7 +62,9 @@ def contact_sheet(folder: Path, columns: int = 8, rows: int = 4) -> Image.Image:
     """Draw random prompts with diffusers, ten steps and guidance 2, always the same ones."""
     from diffusers import StableDiffusionXLPipeline
 
-    pipeline = StableDiffusionXLPipeline.from_pretrained(folder, variant="fp16", dtype=torch.float32)
+    pipeline = StableDiffusionXLPipeline.from_pretrained(
+        folder, variant="fp16", dtype=torch.float32, add_watermarker=False
+    )
     pipeline.set_progress_bar_config(disable=True)
     rng = Random("sheet")
     prompts = [words(random_request(rng, things=1 + i % 2)) for i in range(columns * rows)]

@@ -9,6 +9,7 @@
 - ``process``: refuses forked children and copies; ``finite``: finds the step after which latents are no numbers
 - ``selection``: chooses and checks the engines of a bundle; ``budget``: the device memory that a picture takes
 - ``recipe``: what draws a picture again, kept in the PNG file; ``repeat``: draws it again
+- ``encoding``: a picture as a file; ``marking``: says in both that it was made by a model
 
 Never imports torch, diffusers, transformers or onnx.
 """
@@ -28,13 +29,17 @@ from koala_bundle.errors import (
     InputError,
     KoalaError,
     TargetError,
+    WithheldError,
 )
 
 if TYPE_CHECKING:
     from koala_runtime.arguments import Arguments
+    from koala_runtime.encoding import encode_picture, to_png
+    from koala_runtime.marking.mark import Mark
+    from koala_runtime.marking.watermark import Watermark, add_watermark, read_watermark
     from koala_runtime.output import DeviceImages, PipelineOutput
     from koala_runtime.pipeline import Pipeline
-    from koala_runtime.recipe import Recipe, read_recipe, to_png
+    from koala_runtime.recipe import Recipe, read_recipe
     from koala_runtime.samplers.classes import (
         DDIMScheduler,
         DDPMScheduler,
@@ -80,6 +85,7 @@ __all__ = [
     "KoalaError",
     "LCMScheduler",
     "LMSDiscreteScheduler",
+    "Mark",
     "PNDMScheduler",
     "Pipeline",
     "PipelineOutput",
@@ -90,22 +96,32 @@ __all__ = [
     "TCDScheduler",
     "TargetError",
     "UniPCMultistepScheduler",
+    "Watermark",
+    "WithheldError",
     "__version__",
+    "add_watermark",
+    "encode_picture",
     "read_recipe",
+    "read_watermark",
     "to_png",
 ]
 
 _MODULES = {
     "Arguments": "arguments",
     "DeviceImages": "output",
+    "Mark": "marking.mark",
     "Pipeline": "pipeline",
     "PipelineOutput": "output",
     "Recipe": "recipe",
     "Scheduler": "samplers.scheduler",
     "Step": "steps",
     "Steps": "steps",
+    "Watermark": "marking.watermark",
+    "add_watermark": "marking.watermark",
+    "encode_picture": "encoding",
     "read_recipe": "recipe",
-    "to_png": "recipe",
+    "read_watermark": "marking.watermark",
+    "to_png": "encoding",
 }
 
 

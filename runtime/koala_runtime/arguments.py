@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from koala_bundle.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from koala_runtime.recipe import Recipe
 
 Text: TypeAlias = str | Sequence[str]
 Size: TypeAlias = tuple[float, float]
 Callback: TypeAlias = Callable[..., "dict[str, Any] | None"]
+ImageHook: TypeAlias = Callable[["Image", "Recipe"], "Image"]
 
 
 class Arguments(TypedDict, total=False):
@@ -97,6 +103,11 @@ class Arguments(TypedDict, total=False):
     """``latents``, the default, and ``images``: a preview, uint8 [batch, height, width, 3]."""
     callback_steps: int | None
     """Default: 1."""
+    mark: bool
+    """Write the watermark into the pixels, for ``pil`` and ``np``. Default: False. docs/marking.md says what it is."""
+    on_image: ImageHook | None
+    """``function(picture, recipe)``, called with each finished PIL picture before it is marked: a safety checker.
+    Returns the picture to hand over, of the same size, or raises WithheldError, which ends the call."""
     timings: bool
     """Measure each part of the picture; excludes a callback."""
     stream: Any

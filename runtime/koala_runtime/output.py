@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from koala_bundle.errors import ArgumentError
+from koala_runtime.arguments import ImageHook
+from koala_runtime.marking.watermark import add_watermark
 from koala_runtime.recipe import Recipe
+from koala_runtime.request import Request
 
 
 @dataclass(frozen=True)
@@ -46,19 +49,35 @@ class PipelineOutput:
     timings: dict[str, list[float]] | None = None
 
 
-def hand_over(pictures: NDArray[Any], output_type: str) -> Any:
-    """Return a copy of uint8 [n, height, width, 3] as ``output_type`` wants it: ``pil`` or ``np``, or as it is."""
-    if output_type == "latent":
-        return pictures.copy()
-    if output_type == "pil":
+def hand_over(batches: list[NDArray[Any]], request: Request, recipes: tuple[Recipe, ...]) -> Any:
+    """Return what a call drew, latents or uint8 [n, height, width, 3] of each batch, as the request wants it.
+
+    ``on_image`` sees each picture first, then those that are wanted marked get the watermark.
+    """
+    made = batches[0] if len(batches) == 1 else np.concatenate(batches)
+    if request.output_type == "latent":
+        return made
+    pictures = list(made)
+    if request.on_image is not None:
+        pictures = [_checked(request.on_image, *each) for each in zip(pictures, recipes, strict=True)]
+    if request.mark:
+        pictures = [add_watermark(picture) for picture in pictures]
+    if request.output_type == "pil":
         return [Image.fromarray(picture) for picture in pictures]
-    return np.divide(pictures, np.float32(255), dtype=np.float32)
+    return np.divide(np.stack(pictures), np.float32(255), dtype=np.float32)
 
 
-def join(batches: list[Any]) -> Any:
-    """Return what ``hand_over`` made of several batches as one."""
-    if len(batches) == 1:
-        return batches[0]
-    if isinstance(batches[0], list):
-        return list(chain.from_iterable(batches))
-    return np.concatenate(batches)
+def _checked(hook: ImageHook, picture: NDArray[np.uint8], recipe: Recipe) -> NDArray[np.uint8]:
+    returned = hook(Image.fromarray(picture), recipe)
+    size = (picture.shape[1], picture.shape[0])
+    if not isinstance(returned, Image.Image) or returned.size != size:
+        found = (
+            f"{returned.width} x {returned.height}" if isinstance(returned, Image.Image) else type(returned).__name__
+        )
+        raise ArgumentError(
+            "on_image",
+            expected=f"a function that returns a PIL picture of {size[0]} x {size[1]}",
+            found=f"one that returned {found}",
+            fix="return the picture that it was given, or raise WithheldError",
+        )
+    return np.asarray(returned.convert("RGB"))

@@ -18,11 +18,11 @@ from koala_runtime.executor import Executor
 from koala_runtime.finite import check_finite
 from koala_runtime.inputs import EMBEDDINGS, Encoded, embed, prepare, source_pixels
 from koala_runtime.opening import open_executor
-from koala_runtime.output import DeviceImages, PipelineOutput, hand_over, join
+from koala_runtime.output import DeviceImages, PipelineOutput, hand_over
 from koala_runtime.process import Owner, refuse_copy
 from koala_runtime.program import IMAGE, Program, make_encoder_program, make_program
 from koala_runtime.prompts import PromptEncoder
-from koala_runtime.recipe import make_recipe
+from koala_runtime.recipe import Recipe, make_recipe
 from koala_runtime.request import Request, make_request
 from koala_runtime.run import Run
 from koala_runtime.samplers import Scheduler, choose, make_scheduler
@@ -159,7 +159,7 @@ class Pipeline:
     def _draw(self, request: Request, *, one_by_one: bool) -> Generator[Step, None, PipelineOutput]:
         """Draw batch after batch; yields after every step if they are taken ``one_by_one``."""
         batch, timesteps = self.manifest.profile.batch, request.table.timesteps
-        pictures: list[Any] = []  # of each batch, as they are handed over
+        pictures: list[Any] = []  # of each batch, or latents
         times: dict[str, list[float]] = {}
         with self._exclusive():
             if request.stream is not None:
@@ -192,10 +192,12 @@ class Pipeline:
                     made = made[: len(request.prompt.texts[chunk])]
                     if request.output_type == "device":
                         held = DeviceImages(run.images_address, made.shape, self)
-                        return self._output(request, held, len(made), times)
-                    pictures.append(hand_over(made, request.output_type))
-        drawn = join(pictures)
-        return self._output(request, drawn, len(drawn), times)
+                        return PipelineOutput(
+                            held, request.noise.seed, self._recipes(request, len(made)), times or None
+                        )
+                    pictures.append(made.copy())
+        recipes = self._recipes(request, sum(map(len, pictures)))
+        return PipelineOutput(hand_over(pictures, request, recipes), request.noise.seed, recipes, times or None)
 
     def _inputs(self, request: Request, chunk: slice) -> dict[str, Array]:
         """Return the inputs of one batch; where embeddings are given or weighed, text encoders run before it."""
@@ -219,9 +221,8 @@ class Pipeline:
             (call,) = run.program.encode
             return Encoded(run.read(call.tensors["image_mean"]), run.read(call.tensors["image_std"]))
 
-    def _output(self, request: Request, images: Any, count: int, times: dict[str, list[float]]) -> PipelineOutput:
-        recipes = tuple(make_recipe(request, index, self.manifest, self.digest, self.target) for index in range(count))
-        return PipelineOutput(images, request.noise.seed, recipes, times or None)
+    def _recipes(self, request: Request, count: int) -> tuple[Recipe, ...]:
+        return tuple(make_recipe(request, index, self.manifest, self.digest, self.target) for index in range(count))
 
     @contextmanager
     def _exclusive(self) -> Iterator[None]:

@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
-from PIL import Image, PngImagePlugin
-
 from koala_bundle import __version__
-from koala_bundle.codec import CodecError, from_json, to_json
+from koala_bundle.codec import CodecError, from_json
 from koala_bundle.errors import ArgumentError
 from koala_bundle.manifest import Manifest
 from koala_bundle.scheduler_keys import KEYS
@@ -24,7 +21,7 @@ from koala_runtime.pictures import open_picture
 from koala_runtime.request import Request
 from koala_runtime.samplers.names import label
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 KEY, A1111_KEY = "koala", "parameters"
 _FIX = "pass a PNG file that koala-trt wrote, unchanged"
 
@@ -36,8 +33,8 @@ class Recipe:
     ``seed`` drew the noise of all ``count`` pictures of the call, of which this is the one at ``index``, or with
     ``seed_alone`` that of this one. It is None where the caller brought latents or a generator that had drawn before;
     ``embeddings`` says that he brought embeddings, ``image`` and ``mask_image`` are SHA-256 of the pixels with which
-    it began. Such a picture cannot be drawn again. Sizes are (height, width) in
-    pixels. ``bundle`` is the SHA-256 of the bundle's manifest.json, ``version`` that of koala-trt.
+    it began. Such a picture cannot be drawn again. ``mark`` says that its pixels have the watermark. Sizes are
+    (height, width) in pixels. ``bundle`` is the SHA-256 of the bundle's manifest.json, ``version`` that of koala-trt.
     """
 
     schema_version: int
@@ -73,6 +70,7 @@ class Recipe:
     negative_original_size: tuple[float, ...]
     negative_crops_coords_top_left: tuple[float, ...]
     negative_target_size: tuple[float, ...]
+    mark: bool
 
     @property
     def parameters(self) -> str:
@@ -132,17 +130,8 @@ def make_recipe(request: Request, index: int, manifest: Manifest, digest: str, t
         negative_original_size=negative_sizes[:2],
         negative_crops_coords_top_left=negative_sizes[2:4],
         negative_target_size=negative_sizes[4:],
+        mark=request.mark,
     )
-
-
-def to_png(image: Image.Image, recipe: Recipe) -> bytes:
-    """Return ``image`` as a PNG file that carries its recipe; the same picture and recipe give the same bytes."""
-    text = PngImagePlugin.PngInfo()
-    text.add_itxt(A1111_KEY, recipe.parameters)
-    text.add_itxt(KEY, json.dumps(to_json(recipe), ensure_ascii=False, sort_keys=True))
-    stream = BytesIO()
-    image.save(stream, "PNG", pnginfo=text)
-    return stream.getvalue()
 
 
 def read_recipe(path: Path) -> Recipe:

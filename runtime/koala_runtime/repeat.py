@@ -88,6 +88,7 @@ def repeat_call(recipe: Recipe, manifest: Manifest) -> dict[str, Any]:
         "negative_original_size": recipe.negative_original_size,
         "negative_crops_coords_top_left": recipe.negative_crops_coords_top_left,
         "negative_target_size": recipe.negative_target_size,
+        "mark": recipe.mark,
     }
 
 

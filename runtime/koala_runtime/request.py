@@ -15,8 +15,9 @@ from koala_bundle.manifest import Manifest
 from koala_bundle.schedulers import SchedulerSpec
 from koala_bundle.spec import check_sampling
 from koala_bundle.targets import Target
-from koala_runtime.arguments import Arguments, Callback, check_names
+from koala_runtime.arguments import Arguments, Callback, ImageHook, check_names
 from koala_runtime.conditioning import Condition, Encoder, read_conditions
+from koala_runtime.marking.watermark import check_size
 from koala_runtime.pictures import Source, read_source
 from koala_runtime.samplers import Schedule, Scheduler, Table, choose
 from koala_runtime.seeds import Noise, draw_noise
@@ -55,6 +56,8 @@ class Request:
     callback: StepCallback | None
     timings: bool
     stream: int | None
+    mark: bool
+    on_image: ImageHook | None
 
     @property
     def count(self) -> int:
@@ -87,6 +90,8 @@ def make_request(
     table = _until(scheduler, schedule if source is None else _begun(scheduler, schedule, source), end)
     pictures, masked = (0, 0) if source is None else (len(source.pixels), source.masked)
     shape = (count, *manifest.component("vae_decoder").inputs[0].shape[1:])
+    output_type = _output_type(manifest, target, count, arguments.get("output_type"))
+    _check_pixels(manifest, output_type, arguments)
     return Request(
         positive,
         negative,
@@ -99,11 +104,13 @@ def make_request(
         end,
         guidance,
         _rescale(manifest, arguments.get("guidance_rescale")),
-        _output_type(manifest, target, count, arguments.get("output_type")),
+        output_type,
         arguments.get("return_dict") is not False,
         _callback(arguments),
         bool(arguments.get("timings")),
         _stream(target, arguments.get("stream")),
+        bool(arguments.get("mark")),
+        arguments.get("on_image"),
     )
 
 
@@ -237,6 +244,19 @@ def _output_type(manifest: Manifest, target: Target, count: int, output_type: st
             fix="call once per batch" if target.has_device else "pass np",
         )
     return output_type
+
+
+def _check_pixels(manifest: Manifest, output_type: str, arguments: Arguments) -> None:
+    for name in ("mark", "on_image"):
+        if arguments.get(name) and output_type not in ("pil", "np"):
+            raise ArgumentError(
+                name,
+                expected="none with this output_type",
+                found=repr(output_type),
+                fix="pass pil or np, or leave it out",
+            )
+    if arguments.get("mark"):
+        check_size(manifest.profile.height, manifest.profile.width)
 
 
 def _stream(target: Target, stream: Any) -> int | None:

@@ -156,12 +156,12 @@ CASES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
         "{like}: expected a recipe that koala-trt reads, found a damaged one (index: expected 0 to 0, found 1); {fix}.",
     ),
     "newer schema": (
-        lambda picture, path: with_recipe(picture, path, schema_version=4),
-        "{like}: schema_version: expected 3, found 4; upgrade koala-trt, which is older than the picture.",
+        lambda picture, path: with_recipe(picture, path, schema_version=5),
+        "{like}: schema_version: expected 4, found 5; upgrade koala-trt, which is older than the picture.",
     ),
     "unknown schema": (
         lambda picture, path: with_recipe(picture, path, schema_version="one"),
-        "{like}: expected a recipe that koala-trt reads, found a damaged one (schema_version: expected 3, found one); "
+        "{like}: expected a recipe that koala-trt reads, found a damaged one (schema_version: expected 4, found one); "
         "{fix}.",
     ),
     "another bundle": (

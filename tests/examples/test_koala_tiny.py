@@ -174,7 +174,9 @@ def test_it_is_laid_out_like_the_real_ones() -> None:
 def test_diffusers_draws_the_same(bundle: Callable[..., Path], precision: str) -> None:
     from diffusers import StableDiffusionXLPipeline
 
-    reference: Any = StableDiffusionXLPipeline.from_pretrained(CHECKPOINT, variant="fp16", dtype=torch.float32)
+    reference: Any = StableDiffusionXLPipeline.from_pretrained(
+        CHECKPOINT, variant="fp16", dtype=torch.float32, add_watermarker=False
+    )
     reference.set_progress_bar_config(disable=True)
     with Pipeline(bundle("koala-tiny", precision=precision), "cpu") as pipe:
         for seed, request in enumerate([*SINGLES[:2], *PAIRS[:2]]):

@@ -30,7 +30,19 @@ BOUND = 2 / 255
 CAT = "a photo of a cat"
 USUAL: dict[str, Any] = {"height": 64, "width": 96, "num_inference_steps": 4, "guidance_scale": 3.5}
 DIFFUSERS = {*inspect.signature(StableDiffusionXLPipeline.__call__).parameters} - {"self", "kwargs"}
-OURS = {"weighted", "seed", "callback_steps", "timings", "stream", "scheduler", "image", "mask_image", "strength"}
+OURS = {
+    "weighted",
+    "seed",
+    "callback_steps",
+    "timings",
+    "stream",
+    "scheduler",
+    "image",
+    "mask_image",
+    "strength",
+    "mark",
+    "on_image",
+}
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,10 @@ def save_plain_checkpoint(workload: Workload, folder: Path) -> Path:
 
     has_fp16_files = any(Path(workload.source).glob("unet/*.fp16.safetensors"))
     pipe = StableDiffusionXLPipeline.from_pretrained(
-        workload.source, variant="fp16" if has_fp16_files else None, torch_dtype=torch.float32
+        workload.source,
+        variant="fp16" if has_fp16_files else None,
+        torch_dtype=torch.float32,
+        add_watermarker=False,
     )
     pipe.scheduler = diffusers_scheduler(read_manifest(Path(workload.bundle)))
     pipe.save_pretrained(folder)

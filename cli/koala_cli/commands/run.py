@@ -22,7 +22,7 @@ from koala_cli.options import Bundle, Device, RunTarget, argument, option
 from koala_cli.screen import note, progress_bar, say, stderr
 
 if TYPE_CHECKING:
-    from koala_runtime import Pipeline, PipelineOutput, Recipe
+    from koala_runtime import Mark, Pipeline, PipelineOutput, Recipe
 
 
 def run(
@@ -51,6 +51,12 @@ def run(
         Path | None,
         option("Draw this PNG picture of koala run again; options given beside it make a variation.", metavar="<png>"),
     ] = None,
+    mark: Annotated[bool, option("Mark the picture as made by a model: a watermark, and XMP.", "--mark")] = False,
+    certificate: Annotated[
+        Path | None,
+        option("Sign it, too: the certificates, PEM; needs --mark, --key.", "--certificate", metavar="<pem>"),
+    ] = None,
+    key: Annotated[Path | None, option("The private key of --certificate.", "--key", metavar="<pem>")] = None,
     output: Annotated[Path, option("The picture file; its ending chooses the format. Default: koala.png.")] = Path(
         "koala.png"
     ),
@@ -80,13 +86,15 @@ def run(
         "eta": eta,
         "guidance_scale": guidance_scale,
         "seed": seed,
+        "mark": mark or None,
     }
     pictures = {"image": _open("image", image), "mask_image": _open("mask", mask), "strength": strength}
     _check_alone(pictures, like)
     changes = {name: value for name, value in arguments.items() if value is not None}
     _check_prompt(prompt, like)
     recipe = None if like is None else _read_repeatable(like, bundle, changes, output)
-    from koala_runtime import Pipeline
+    marking = _read_mark(mark or (recipe is not None and recipe.mark), certificate, key, output)
+    from koala_runtime import Pipeline, encode_picture
     from koala_runtime.repeat import repeat_call, repeated_picture
 
     started = time.monotonic()
@@ -102,10 +110,10 @@ def run(
             result = pipeline(**call, timings=verbose)
         drawn = time.monotonic()
     if recipe is None:
-        image, made = result.images[0], result.recipes[0]
+        drawn_image, made = result.images[0], result.recipes[0]
     else:
-        image, made = repeated_picture(recipe, pipeline.manifest, result)
-    write_output(output, _encoded(image, output, made))
+        drawn_image, made = repeated_picture(recipe, pipeline.manifest, result)
+    write_output(output, encode_picture(drawn_image, made, _format(output), marking))
     if verbose:
         _print_costs(pipeline, result)
     note(
@@ -115,6 +123,19 @@ def run(
     if recipe is not None:
         _note_differences(recipe, made)
     say(str(output))
+
+
+def _read_mark(marked: bool, certificate: Path | None, key: Path | None, output: Path) -> Mark | None:
+    """Return how to mark the file, None for not at all; refuses before the work what could not be written after it."""
+    if not marked:
+        if given := next((name for name, path in (("certificate", certificate), ("key", key)) if path), None):
+            raise ArgumentError(given, expected="none without --mark", found="one", fix="pass --mark, too")
+        return None
+    from koala_runtime.marking.mark import Mark, check_mark
+
+    mark = Mark(certificate, key)
+    check_mark(mark, _format(output), "output")
+    return mark
 
 
 def _check_prompt(prompt: str | None, like: Path | None) -> None:
@@ -252,20 +273,14 @@ def _takes_pictures(output: Path) -> bool:
     return True
 
 
-def _encoded(image: Any, output: Path, recipe: Recipe) -> bytes:
-    """Return the picture file's bytes; a PNG carries its recipe."""
+def _format(output: Path) -> str:
+    """Return Pillow's name of the format that a file's ending means."""
     from PIL import Image
 
-    from koala_runtime import to_png
-
-    if Image.registered_extensions()[output.suffix.lower()] == "PNG":
-        return to_png(image, recipe)
-    return _encoded_as(image, output)
+    return Image.registered_extensions()[output.suffix.lower()]
 
 
 def _encoded_as(image: Any, output: Path) -> bytes:
-    from PIL import Image
-
     stream = BytesIO()
-    image.save(stream, Image.registered_extensions()[output.suffix.lower()])
+    image.save(stream, _format(output))
     return stream.getvalue()
