@@ -16,9 +16,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from koala_serve.errors import OriginError, ServeError, UnauthorizedError
 from koala_serve.replies import error_response
+from koala_serve.routes.page import FILES
 from koala_serve.settings import Settings
 
-OPEN = ("/", "/page.css", "/page.js", "/healthz", "/readyz", "/metrics")
+OPEN = (*FILES, "/healthz", "/readyz", "/metrics")
 """Paths that need no key: the page, which asks for it, and what machines ask."""
 _log = logging.getLogger("koala_serve.requests")
 

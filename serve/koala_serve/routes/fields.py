@@ -110,6 +110,7 @@ def described(model: Any) -> dict[str, Any]:
     """Return what clients are told of a model, beyond OpenAI's fields."""
     manifest = model.checker.manifest
     return {
+        "bundle": model.digest,
         "size": model.checker.size,
         "num_inference_steps": manifest.sampling.num_inference_steps,
         "guidance_scale": manifest.sampling.guidance_scale,
