@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import errno
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from koala_bundle.errors import ArgumentError
 from koala_bundle.files import require_writable, write_atomic
+
+if TYPE_CHECKING:
+    from koala_runtime.marking.mark import Mark
 
 _FIXES = {
     errno.ENAMETOOLONG: "choose a shorter name",
@@ -61,3 +65,19 @@ def _followed(path: Path) -> Path:
         return path.resolve() if path.is_symlink() else path
     except (OSError, RuntimeError):  # a loop; writing replaces the link itself
         return path
+
+
+def read_mark(marked: bool, certificate: Path | None, key: Path | None, format: str, what: str) -> Mark | None:
+    """Return how to mark files of a format, None for not at all; refuses before the work what could not be written.
+
+    ``what`` is the parameter that decides on the format.
+    """
+    if not marked:
+        if given := next((name for name, path in (("certificate", certificate), ("key", key)) if path), None):
+            raise ArgumentError(given, expected="none without --mark", found="one", fix="pass --mark, too")
+        return None
+    from koala_runtime.marking.mark import Mark, check_mark
+
+    mark = Mark(certificate, key)
+    check_mark(mark, format, what)
+    return mark

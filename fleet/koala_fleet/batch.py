@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -12,7 +12,7 @@ from koala_fleet.prompts import PromptRow, read_prompts
 from koala_fleet.results import Results
 from koala_runtime import Pipeline
 from koala_serve.batching import make_row
-from koala_serve.drawing import draw
+from koala_serve.drawing import Drawer
 from koala_serve.worker import Batch, Event, Finished, Refused
 
 _HELD = 64  # batches that wait for rows of their shape, before one of them is drawn as it is
@@ -42,15 +42,15 @@ def units(rows: Iterable[PromptRow], batch: int) -> Iterator[Unit]:
     yield from map(tuple, held.values())
 
 
-def draw_unit(pipeline: Pipeline, unit: Unit, files: Executor, tell: Callable[[PromptRow, Event], None]) -> None:
-    """Draw rows together; ``tell`` is told of each, Finished or Refused, in the thread of ``files``."""
+def draw_unit(drawer: Drawer, unit: Unit, tell: Callable[[PromptRow, Event], None]) -> None:
+    """Draw rows together; ``tell`` is told of each, Finished or Refused, in the thread that writes files."""
 
     def send(event: Event) -> None:
         if isinstance(event, Finished | Refused):
             tell(unit[event.row], event)
 
     rows = tuple(make_row(row.request, 0) for row in unit)
-    draw(pipeline, Batch(0, rows, unit[0].request.shared, watched=False), send, lambda: False, files)
+    drawer.draw(Batch(0, rows, unit[0].request.shared, watched=False), send, lambda: False)
 
 
 def keep(results: Results, row: PromptRow, event: Event) -> None:
@@ -75,9 +75,9 @@ def run_local(
         update(f"{len(results.done)} of {count}", len(results.done) / count)
 
     left = (row for row in read_prompts(prompts, seed) if row.index not in results.done)
-    with Pipeline(bundle, **options) as pipeline, ThreadPoolExecutor(1) as files:
+    with Pipeline(bundle, **options) as pipeline, closing(Drawer(pipeline)) as drawer:
         for unit in units(left, pipeline.manifest.profile.batch):
-            draw_unit(pipeline, unit, files, tell)
+            draw_unit(drawer, unit, tell)
             if errors:
                 raise errors[0]
     if errors:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from koala_fleet.nodes import Shipment, connect, fetch, fitting_nodes, on_nodes,
 from koala_fleet.prompts import PromptRow, read_prompts
 from koala_fleet.results import Results
 from koala_runtime import Pipeline
+from koala_serve.drawing import Drawer
 from koala_serve.worker import Event
 
 _CHUNK = 2000  # units that Ray holds at a time
@@ -33,19 +33,19 @@ class Share:
     gpus: float
 
 
-class Drawer:
+class Worker:
     """A worker: a pipeline on some node. Ray starts another in place of one that ends, and gives it the same rows."""
 
     def __init__(self, shipment: Shipment, options: Mapping[str, Any]) -> None:
         self._pipeline = Pipeline(fetch(shipment), **options)
-        self._files = ThreadPoolExecutor(1)
 
     def __call__(self, block: dict[str, Any]) -> dict[str, list[bytes]]:
         """Draw the units of a block; every row comes back with what became of it."""
         told: list[tuple[PromptRow, Event]] = []
+        drawer = Drawer(self._pipeline)
         for unit in map(pickle.loads, block["unit"]):
-            draw_unit(self._pipeline, unit, self._files, lambda row, event: told.append((row, event)))
-        self._files.submit(lambda: None).result()  # after all that was told
+            draw_unit(drawer, unit, lambda row, event: told.append((row, event)))
+        drawer.close()
         return {"told": [pickle.dumps(each) for each in told]}
 
 
@@ -84,7 +84,7 @@ def _drawn(
     while chunk := list(itertools.islice(waiting, _CHUNK)):
         data = ray.data.from_items([{"unit": pickle.dumps(unit)} for unit in chunk], override_num_blocks=len(chunk))
         drawn = data.map_batches(
-            Drawer,
+            Worker,
             fn_constructor_args=(shipment, dict(options)),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=share.workers),

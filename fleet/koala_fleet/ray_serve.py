@@ -17,7 +17,8 @@ from ray.exceptions import RayError
 from koala_bundle.errors import DeviceError
 from koala_fleet.nodes import Shipment, fetch, fitting_nodes, on_nodes, ship
 from koala_runtime import Pipeline
-from koala_serve.drawing import draw, warm_up
+from koala_serve.drawing import Drawer, warm_up
+from koala_serve.encoding import Finish
 from koala_serve.worker import Batch, Event, Finished, Refused, WorkerDied
 
 LANES = 2
@@ -38,10 +39,10 @@ class Scale:
 class Replica:
     """A pipeline on some node of the cluster."""
 
-    def __init__(self, shipment: Shipment, options: Mapping[str, Any]) -> None:
-        self._pipeline = Pipeline(fetch(shipment), **options)
-        warm_up(self._pipeline)
-        self._drawing, self._files = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+    def __init__(self, shipment: Shipment, options: Mapping[str, Any], finish: Finish) -> None:
+        pipeline = Pipeline(fetch(shipment), **options)
+        warm_up(pipeline)
+        self._drawer, self._drawing = Drawer(pipeline, finish), ThreadPoolExecutor(1)
 
     async def draw(self, batch: Batch) -> AsyncGenerator[Event]:
         """Yield what happens until every row is finished or refused; a request that is cancelled ends the drawing."""
@@ -51,7 +52,7 @@ class Replica:
             loop.call_soon_threadsafe(events.put_nowait, event)
 
         left = set(range(len(batch.rows)))
-        drawing = self._drawing.submit(draw, self._pipeline, batch, send, cancelled.is_set, self._files)
+        drawing = self._drawing.submit(self._drawer.draw, batch, send, cancelled.is_set)
         drawing.add_done_callback(_end_with_the_device)
         try:
             while left:
@@ -100,7 +101,7 @@ class RayWorker:
         """Do nothing: the deployment ends with ``shut_down``."""
 
 
-def deploy(name: str, bundle: Path, options: Mapping[str, Any], scale: Scale) -> Sequence[RayWorker]:
+def deploy(name: str, bundle: Path, options: Mapping[str, Any], scale: Scale, finish: Finish) -> Sequence[RayWorker]:
     """Start replicas that draw a bundle, and return lanes to them. Raises TargetError if no node can draw it."""
     shipment = ship(bundle)
     nodes = fitting_nodes(shipment, options["target"], scale.cpus, scale.gpus)
@@ -120,7 +121,7 @@ def deploy(name: str, bundle: Path, options: Mapping[str, Any], scale: Scale) ->
             "look_back_period_s": 2.0,
         },
     )
-    handle = serve.run(deployment.bind(shipment, dict(options)), name=name, route_prefix=None)
+    handle = serve.run(deployment.bind(shipment, dict(options), finish), name=name, route_prefix=None)
     return [RayWorker(handle) for _ in range(LANES * scale.most)]
 
 

@@ -7,15 +7,16 @@ import signal
 import threading
 from collections import deque
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from koala_bundle.errors import DeviceError, KoalaError
-from koala_serve.drawing import draw, warm_up
+from koala_serve.drawing import Drawer, warm_up
+from koala_serve.encoding import Finish
 from koala_serve.worker import Batch, Event
 
 READY = "ready"
@@ -27,6 +28,7 @@ class Opening:
 
     bundle: Path
     options: Mapping[str, Any]
+    finish: Finish = field(default_factory=Finish)
 
 
 def work(connection: Connection, opening: Opening) -> None:
@@ -39,14 +41,15 @@ def work(connection: Connection, opening: Opening) -> None:
     try:
         pipeline = Pipeline(opening.bundle, **opening.options)
         warm_up(pipeline)
+        drawer = Drawer(pipeline, opening.finish)
     except KoalaError as error:
         connection.send(error)
         return
     connection.send(READY)
-    with pipeline, ThreadPoolExecutor(1) as files:
+    with pipeline, closing(drawer):
         while (batch := inbox.next()) is not None:
             try:
-                draw(pipeline, batch, partial(inbox.answer, batch), partial(inbox.is_cancelled, batch), files)
+                drawer.draw(batch, partial(inbox.answer, batch), partial(inbox.is_cancelled, batch))
             except DeviceError:
                 os._exit(1)  # an error of a GPU may stay with the process, so another one draws again
 

@@ -6,7 +6,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 
 from koala_bundle.codec import to_json
 from koala_bundle.errors import ArgumentError, DeviceError, KoalaError
-from koala_serve.encoding import encode
+from koala_serve.encoding import Finish, encode
 from koala_serve.errors import FaultError
 from koala_serve.worker import Batch, Event, Finished, Free, Refused, Row, Stepped
 
@@ -36,59 +36,64 @@ def warm_up(pipeline: Pipeline) -> None:
         pipeline("")
 
 
-def draw(pipeline: Pipeline, batch: Batch, send: Send, is_cancelled: Callable[[], bool], files: Executor) -> None:
-    """Draw a batch and return when the next may come; ``files``, of one thread, write the pictures' files beside it.
+class Drawer:
+    """Draws batches with a pipeline; a thread of its own writes the files of one while the next is drawn."""
 
-    Sends ``Free``, and of each row ``Finished`` or ``Refused`` in the thread of ``files``, or nothing of them if the
-    batch was cancelled. Raises DeviceError.
-    """
-    started = time.monotonic()
-    _draw_rows(pipeline, batch, range(len(batch.rows)), send, is_cancelled, files)
-    send(Free(time.monotonic() - started))
+    def __init__(self, pipeline: Pipeline, finish: Finish | None = None) -> None:
+        self._pipeline, self._finish = pipeline, finish or Finish()
+        self._files = ThreadPoolExecutor(1, "files")
 
+    def close(self) -> None:
+        """Write what is left to write."""
+        self._files.shutdown()
 
-def _draw_rows(
-    pipeline: Pipeline,
-    batch: Batch,
-    places: Sequence[int],
-    send: Send,
-    is_cancelled: Callable[[], bool],
-    files: Executor,
-) -> None:
-    """Draw some rows of a batch together; if they are refused, each alone, because one may be at fault."""
-    try:
-        output = _output(pipeline, batch, places, send, is_cancelled)
-    except DeviceError:
-        raise
-    except KoalaError as error:
-        if len(places) == 1:
-            files.submit(send, Refused(places[0], error))
-        else:
-            for place in places:
-                _draw_rows(pipeline, batch, [place], send, is_cancelled, files)
-        return
-    if output is not None:
-        for index, place in enumerate(places):
-            files.submit(_write, place, batch.rows[place], output.images[index], output.recipes[index], send)
+    def draw(self, batch: Batch, send: Send, is_cancelled: Callable[[], bool]) -> None:
+        """Draw a batch and return when the next may come.
 
+        Sends ``Free``, and of each row ``Finished`` or ``Refused`` in the thread that writes files, or nothing of them
+        if the batch was cancelled. Raises DeviceError.
+        """
+        started = time.monotonic()
+        self._draw(batch, range(len(batch.rows)), send, is_cancelled)
+        send(Free(time.monotonic() - started))
 
-def _output(
-    pipeline: Pipeline, batch: Batch, places: Sequence[int], send: Send, is_cancelled: Callable[[], bool]
-) -> PipelineOutput | None:
-    """Draw in one piece, or step by step if somebody watches or steps take long; None if it was cancelled."""
-    arguments = call_arguments([batch.rows[place] for place in places], batch.shared)
-    if not batch.watched and pipeline.target.has_device:
-        return pipeline(**arguments)
-    with pipeline.steps(**arguments) as steps:
-        for step in steps:
-            if is_cancelled():
-                return None
-            if not batch.watched:
-                continue
-            wanted = {place: row for row, place in enumerate(places) if step.index in batch.rows[place].previews}
-            shown = step.preview() if wanted else step.latents  # either waits for the step
-            send(Stepped(step.index, step.count, {place: _preview(shown[row]) for place, row in wanted.items()}))
-        return steps.output
+    def _draw(self, batch: Batch, places: Sequence[int], send: Send, is_cancelled: Callable[[], bool]) -> None:
+        """Draw some rows of a batch together; if they are refused, each alone, because one may be at fault."""
+        try:
+            output = self._output(batch, places, send, is_cancelled)
+        except DeviceError:
+            raise
+        except KoalaError as error:
+            if len(places) == 1:
+                self._files.submit(send, Refused(places[0], error))
+            else:
+                for place in places:
+                    self._draw(batch, [place], send, is_cancelled)
+            return
+        if output is not None:
+            for index, place in enumerate(places):
+                self._files.submit(self._write, place, batch.rows[place], output, index, send)
+
+    def _output(
+        self, batch: Batch, places: Sequence[int], send: Send, is_cancelled: Callable[[], bool]
+    ) -> PipelineOutput | None:
+        """Draw in one piece, or step by step if somebody watches or steps take long; None if it was cancelled."""
+        arguments = call_arguments([batch.rows[place] for place in places], batch.shared) | self._finish.arguments
+        if not batch.watched and self._pipeline.target.has_device:
+            return self._pipeline(**arguments)
+        with self._pipeline.steps(**arguments) as steps:
+            for step in steps:
+                if is_cancelled():
+                    return None
+                if not batch.watched:
+                    continue
+                wanted = {place: row for row, place in enumerate(places) if step.index in batch.rows[place].previews}
+                shown = step.preview() if wanted else step.latents  # either waits for the step
+                send(Stepped(step.index, step.count, {place: _preview(shown[row]) for place, row in wanted.items()}))
+            return steps.output
+
+    def _write(self, place: int, row: Row, output: PipelineOutput, index: int, send: Send) -> None:
+        send(write_row(place, row, output.images[index], output.recipes[index], self._finish))
 
 
 def call_arguments(rows: Sequence[Row], shared: Mapping[str, Any]) -> dict[str, Any]:
@@ -113,13 +118,13 @@ def open_image(file: bytes | None) -> Image.Image:
         ) from None
 
 
-def write_row(place: int, row: Row, image: Any, recipe: Recipe) -> Event:
+def write_row(place: int, row: Row, image: Any, recipe: Recipe, finish: Finish) -> Event:
     """Return a picture as a file."""
     started = time.monotonic()
     try:
         # Its place in this batch is chance, and makes no difference to its pixels.
         recipe = replace(recipe, index=0, count=1)
-        file = encode(image, recipe, row.format, row.compression)
+        file = encode(image, recipe, row.format, row.compression, finish.mark)
     except KoalaError as error:
         return Refused(place, error)
     except Exception as error:
@@ -128,10 +133,6 @@ def write_row(place: int, row: Row, image: Any, recipe: Recipe) -> Event:
         return Refused(place, fault)
     written = json.dumps(to_json(recipe), ensure_ascii=False)
     return Finished(place, file, written, recipe.parameters, time.monotonic() - started)
-
-
-def _write(place: int, row: Row, image: Any, recipe: Recipe, send: Send) -> None:
-    send(write_row(place, row, image, recipe))
 
 
 def _preview(pixels: np.ndarray[Any, Any]) -> bytes:

@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from koala_bundle.errors import ArgumentError, InputError, KoalaError
+from koala_bundle.errors import ArgumentError, InputError, KoalaError, WithheldError
 from koala_serve.errors import FaultError, ServeError
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -22,7 +22,7 @@ def status_of(error: KoalaError) -> int:
     """Return the HTTP status of an error: of a pipeline's, 400 for what the client can mend, 503 for what it cannot."""
     if isinstance(error, ServeError):
         return error.status
-    return 400 if isinstance(error, InputError) else 503
+    return 400 if isinstance(error, InputError | WithheldError) else 503
 
 
 def error_body(error: KoalaError) -> dict[str, Any]:

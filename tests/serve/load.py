@@ -25,6 +25,7 @@ import aiohttp
 from koala_bundle.manifest import read_manifest
 from koala_runtime import Pipeline
 from koala_serve.drawing import write_row
+from koala_serve.encoding import Finish
 from koala_serve.worker import Finished, Row
 from tests.support.server import Served, serving
 
@@ -75,7 +76,7 @@ def draw_alone(bundle: Path, seconds: float, prompts: int = len(PROMPTS)) -> tup
             output = pipe([PROMPTS[each] for each in numbers], seed=numbers)
             for row, number in enumerate(numbers):
                 wanted = Row(PROMPTS[number], None, number, None, None, "png", None)
-                written = write_row(row, wanted, output.images[row], output.recipes[row])
+                written = write_row(row, wanted, output.images[row], output.recipes[row], Finish())
                 assert isinstance(written, Finished)
                 digests[number] = hashlib.sha256(written.file).hexdigest()
             count += batch

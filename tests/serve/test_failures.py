@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import os
 import shutil
 import signal
 import threading
 import time
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from koala_cli.main import run_app
+from koala_runtime import Recipe, WithheldError, read_watermark
 from tests.serve.load import PROMPTS, attack, draw_alone
 from tests.support import bundles
 from tests.support.server import Served, serving
@@ -119,11 +124,45 @@ def test_bundles_that_cannot_be_served_are_told_before_the_port_opens(
     twin.symlink_to(bundle, target_is_directory=True)
     assert run_app(["serve", str(bundle), str(twin)]) == 2
     assert "folders of different names" in capfd.readouterr().err
+    assert run_app(["serve", str(bundle), "--on-image", "nowhere:nothing"]) == 2
+    assert "--on-image: expected module:function, which Python can import" in capfd.readouterr().err
     damaged = tmp_path / "damaged"
     shutil.copytree(bundle, damaged)
     (damaged / "tokenizer" / "tokenizer.json").write_text("{}")
     assert run_app(["serve", str(damaged)]) == 2
     assert "tokenizer.json" in capfd.readouterr().err
+
+
+def withhold_red(picture: Image.Image, recipe: Recipe) -> Image.Image:
+    """What a product's safety checker may be like: it looks at the pixels, and knows the prompt."""
+    if "red" in (recipe.prompt or ""):
+        raise WithheldError("the picture", expected="one that may be shown", found="red", fix="ask for another")
+    return picture
+
+
+def test_marks_and_a_safety_checker(bundle: Path, log: Path) -> None:
+    options = ("--mark", "--on-image", "tests.serve.test_failures:withhold_red")
+    with serving(bundle, log=log, options=options) as served:
+        bodies = [{"prompt": prompt, "seed": 1, "n": 2} for prompt in ("a green star", "a red circle", "a blue square")]
+        answers: dict[str, Any] = {}
+
+        def ask(body: dict[str, Any]) -> None:
+            answers[body["prompt"]] = served.post(PATH, body)
+
+        threads = [threading.Thread(target=ask, args=(body,)) for body in bodies]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    status, told = answers["a red circle"]
+    assert (status, told["error"]["code"]) == (400, "withheld") and "may be shown" in told["error"]["message"]
+    for prompt in ("a green star", "a blue square"):
+        status, answer = answers[prompt]
+        assert status == 200
+        picture = Image.open(BytesIO(base64.b64decode(answer["data"][0]["b64_json"])))
+        picture.load()
+        assert read_watermark(np.asarray(picture.convert("RGB"))).found
+        assert "trainedAlgorithmicMedia" in str(picture.info)
 
 
 def wait_for(condition: Any, seconds: float = 20.0) -> None:

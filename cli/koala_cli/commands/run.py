@@ -17,12 +17,12 @@ from koala_bundle.errors import ArgumentError
 from koala_bundle.files import file_entry
 from koala_bundle.manifest import MANIFEST, read_manifest
 from koala_bundle.swap import whole
-from koala_cli.files import check_output_file, write_output
+from koala_cli.files import check_output_file, read_mark, write_output
 from koala_cli.options import Bundle, Device, RunTarget, argument, option
 from koala_cli.screen import note, progress_bar, say, stderr
 
 if TYPE_CHECKING:
-    from koala_runtime import Mark, Pipeline, PipelineOutput, Recipe
+    from koala_runtime import Pipeline, PipelineOutput, Recipe
 
 
 def run(
@@ -93,7 +93,7 @@ def run(
     changes = {name: value for name, value in arguments.items() if value is not None}
     _check_prompt(prompt, like)
     recipe = None if like is None else _read_repeatable(like, bundle, changes, output)
-    marking = _read_mark(mark or (recipe is not None and recipe.mark), certificate, key, output)
+    marking = read_mark(mark or (recipe is not None and recipe.mark), certificate, key, _format(output), "output")
     from koala_runtime import Pipeline, encode_picture
     from koala_runtime.repeat import repeat_call, repeated_picture
 
@@ -123,19 +123,6 @@ def run(
     if recipe is not None:
         _note_differences(recipe, made)
     say(str(output))
-
-
-def _read_mark(marked: bool, certificate: Path | None, key: Path | None, output: Path) -> Mark | None:
-    """Return how to mark the file, None for not at all; refuses before the work what could not be written after it."""
-    if not marked:
-        if given := next((name for name, path in (("certificate", certificate), ("key", key)) if path), None):
-            raise ArgumentError(given, expected="none without --mark", found="one", fix="pass --mark, too")
-        return None
-    from koala_runtime.marking.mark import Mark, check_mark
-
-    mark = Mark(certificate, key)
-    check_mark(mark, _format(output), "output")
-    return mark
 
 
 def _check_prompt(prompt: str | None, like: Path | None) -> None:

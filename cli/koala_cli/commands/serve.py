@@ -11,6 +11,7 @@ import typer
 
 from koala_bundle.errors import ArgumentError
 from koala_cli.extras import require_packages
+from koala_cli.files import read_mark
 from koala_cli.options import RayAddress, RunTarget, argument, option
 from koala_cli.screen import note
 
@@ -48,6 +49,15 @@ def serve(
         list[str] | None,
         option("A web site that may call the server, beside its own page; repeatable.", "--origin", metavar="<URL>"),
     ] = None,
+    mark: Annotated[bool, option("Mark pictures as made by a model: watermark and XMP.", "--mark")] = False,
+    certificate: Annotated[
+        Path | None, option("With --mark: sign files with this chain of certificates (PEM).", metavar="<file>")
+    ] = None,
+    key: Annotated[Path | None, option("The certificate's key (PEM).", metavar="<file>")] = None,
+    on_image: Annotated[
+        str | None,
+        option("A function that sees each picture, and may change or withhold it.", metavar="<module:function>"),
+    ] = None,
     log_prompts: Annotated[bool, option("Write prompts into the log.", "--log-prompts")] = False,
 ) -> None:
     """Serve bundles over HTTP.
@@ -58,6 +68,7 @@ def serve(
     require_packages(_PACKAGES, "serve")
     from koala_serve.app import create_app
     from koala_serve.child import Opening
+    from koala_serve.encoding import Finish
     from koala_serve.process import ProcessWorker
     from koala_serve.server import Server, set_up_logs
     from koala_serve.settings import Settings
@@ -76,10 +87,12 @@ def serve(
     )
 
     options = {"target": target, "low_memory": low_memory}
+    finish = Finish(read_mark(mark, certificate, key, "PNG", "mark"), on_image)
+    finish.hook()
 
     def processes(name: str, bundle: Path) -> Sequence[Worker]:
         each: Sequence[str | None] = devices or (None,)
-        return [ProcessWorker(Opening(bundle, {**options, "device": device})) for device in each]
+        return [ProcessWorker(Opening(bundle, {**options, "device": device}, finish)) for device in each]
 
     def run(make_workers: Callable[[str, Path], Sequence[Worker]]) -> None:
         app = create_app(_named(bundles), make_workers, settings)
@@ -101,7 +114,7 @@ def serve(
     scale = Scale(least, most, replica_cpus, replica_gpus)
     connect(ray)
     try:
-        run(lambda name, bundle: deploy(name, bundle, options, scale))
+        run(lambda name, bundle: deploy(name, bundle, options, scale, finish))
     finally:
         shut_down()
 
