@@ -1,4 +1,4 @@
-"""An imperceptible watermark of 48 bits, which invisible-watermark's decoder reads (method ``dwtDct``).
+"""A faint watermark of 48 bits, which invisible-watermark's decoder reads (method ``dwtDct``).
 
 The scheme: a Haar wavelet halves the chroma U of BT.601, so that every cell, 2x2 pixels, is twice their mean. Of the
 4x4 cells of a block, 8x8 pixels, the largest but for the first carries a bit: its remainder modulo 36 is below 18 for a

@@ -36,7 +36,9 @@ def tcd(config: Config, steps: int) -> Table:
     for index, time in enumerate(times):
         last = index == len(times) - 1
         to = 0 if last else times[index + 1]
-        below = math.floor((1 - config.eta) * to)
+        below = math.floor(
+            np.float32(1 - config.eta) * np.float32(to)
+        )  # torch's product, which may be below a whole one
         x0, noise = original_and_noise(math.sqrt(shares[time]), math.sqrt(1 - shares[time]), config.prediction_type)
         form, draws = math.sqrt(shares[below]) * x0 + math.sqrt(1 - shares[below]) * noise, config.eta > 0 and not last
         if draws:

@@ -72,10 +72,18 @@ def _without_terminal_signal(betas: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def timestep_of(sigma: ArrayLike, log_sigmas: Floats) -> Floats:
-    """Return the timestep, with fractions, at which training has the noise level ``sigma``."""
-    places = np.arange(len(log_sigmas))
-    found: Floats = np.interp(np.log(np.maximum(sigma, 1e-10)), log_sigmas, places)
-    return found
+    """Return the timestep, with fractions, at which training has the noise level ``sigma``.
+
+    As in diffusers, after the last level that is not above it: with zero terminal SNR the very last may be lower than
+    those before it.
+    """
+    wanted = np.log(np.maximum(np.atleast_1d(np.asarray(sigma, float)), 1e-10))
+    reached = wanted >= log_sigmas[:, None]
+    last = len(log_sigmas) - 1 - reached[::-1].argmax(axis=0)
+    low = np.where(reached.any(axis=0), last, 0).clip(max=len(log_sigmas) - 2)
+    share = (wanted - log_sigmas[low]) / (log_sigmas[low + 1] - log_sigmas[low])
+    found: Floats = low + share.clip(0, 1)
+    return found.reshape(np.shape(sigma))
 
 
 def levels(config: Config, steps: int, last: str = "zero") -> Levels:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+import diffusers
 import numpy as np
 import pytest
 
@@ -155,6 +156,24 @@ def test_float32_is_near_diffusers_own_pictures(name: str) -> None:
     wanted = by_diffusers(*case)
     error = np.abs(wanted - by_table(case.scheduler.table(case.steps), np.float32)).max() / np.abs(wanted).max()
     assert error < 2e-5
+
+
+@pytest.mark.parametrize("eta", [0.3, 0.7, 0.8, 0.9])
+def test_levels_that_tcd_jumps_below_are_rounded_as_in_torch(eta: float) -> None:
+    """0.2 of 495 is 99 in float32 and a little less in float64."""
+    steps = Schedule(6, eta=eta, timesteps=(995.0, 795.0, 495.0, 255.0, 105.0, 15.0))
+    check(Case("TCDScheduler", SDXL, steps))
+
+
+@pytest.mark.parametrize("steps", [1, 4, 10, 25, 50])
+@pytest.mark.parametrize("betas", ["linear", "scaled_linear"])
+def test_lu_levels_with_zero_terminal_snr_have_the_timesteps_of_diffusers(betas: str, steps: int) -> None:
+    keys = {"beta_schedule": betas, "prediction_type": "v_prediction"}
+    keys |= {"rescale_betas_zero_snr": True, "use_lu_lambdas": True}
+    theirs = diffusers.DPMSolverMultistepScheduler(**keys)
+    theirs.set_timesteps(steps)
+    ours = SCHEDULERS["DPMSolverMultistepScheduler"](**keys).table(Schedule(steps)).timesteps
+    assert ours.tolist() == theirs.timesteps.tolist()
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
