@@ -15,6 +15,7 @@ from PIL import Image
 
 from koala_bundle.errors import ArgumentError
 from koala_runtime import Pipeline
+from koala_runtime.pictures import read_source
 from koala_runtime.repeat import check_repeatable
 from koala_runtime.samplers import NAMES
 from tests.support.diffusers import open_reference
@@ -172,6 +173,26 @@ def test_masks_as_diffusers_reads_them(pair: Both) -> None:
         assert np.array_equal(pair.ours("a koala", image=picture, mask_image=same, **call).images, painted)
     nothing = pair.ours("a koala", image=picture, mask_image=cover * 0, **call).images
     assert np.abs(painted - nothing).max() > 0.1
+
+
+def test_masks_of_every_mode_are_those_of_diffusers(pair: Both) -> None:
+    """To the pixel, from noise and gradients that any other threshold, or order of resizing and converting, changes."""
+    width, height = pair.size
+    shares = np.random.default_rng(7).random((height, width))
+    levels = (shares * 255 * (shares > 0.2)).astype(np.uint8)
+    coloured = pair.picture(5, (77, 53))
+    faded = coloured.copy()
+    faded.putalpha(Image.linear_gradient("L").resize(coloured.size))
+    kinds: list[Any] = [levels, shares, shares.astype(np.float16)[..., None], [levels[..., None]]]
+    kinds += [torch.from_numpy(levels), torch.from_numpy(shares)[None, None]]
+    kinds += [coloured.convert(mode) for mode in ("L", "1", "P", "RGB")] + [faded, faded.convert("LA")]
+    for kind in kinds:
+        theirs = pair.theirs[True].mask_processor.preprocess(kind, height=height, width=width)
+        wanted = torch.nn.functional.interpolate(theirs.float(), size=(height // 8, width // 8)).numpy()
+        source = read_source(pair.ours.manifest, 1, {"image": coloured, "mask_image": kind})
+        assert source is not None
+        assert 0 < wanted.mean() < 1
+        assert np.array_equal(source.mask, wanted), getattr(kind, "mode", kind)  # type: ignore[arg-type]
 
 
 def generated(pair: Both, prompts: list[str], generators: Callable[[], Any], **call: Any) -> float:
