@@ -12,15 +12,18 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from koala_bundle.codec import CodecError, from_json
-from koala_bundle.files import FileEntry, check_files, inside, write_json
+from koala_bundle.files import FileEntry, check_files, write_json
+from koala_bundle.places import inside
 
 CACHE_VARIABLE = "KOALA_CACHE_DIR"
 _KEPT = 200  # records; the oldest go first
+_RULES = "2"  # another number for every change of what files are examined for, so that they are examined again
 _SETTLED_NS = 2 * 10**9  # FAT's clock ticks every 2 s: of a younger file the time cannot tell a second change
 
 
@@ -54,15 +57,28 @@ def cache_folder() -> Path:
     return Path(base) / "koala-trt"
 
 
-def check_files_once(root: Path, files: dict[str, FileEntry], fix: str, *, verify: bool = False) -> None:
+def _accept(name: str) -> None:
+    """Take any content."""
+
+
+def check_files_once(
+    root: Path,
+    files: dict[str, FileEntry],
+    fix: str,
+    *,
+    verify: bool = False,
+    bundle: Path | None = None,
+    examine: Callable[[str], None] = _accept,
+) -> None:
     """Check as ``check_files`` does, but read only files that were not checked before or have changed since.
 
     A file has changed if its size, inode, modification time or (on POSIX, where nobody can set it) change time has.
-    ``verify`` reads all of them again. Raises BundleError.
+    ``verify`` reads all of them again. ``examine`` looks at the content of a file with the right digest, by its name,
+    and raises BundleError for what must not reach a parser; that, too, is remembered. Raises BundleError.
     """
     path = _record_path(root)
     known = {} if verify else _read(path, root)
-    before = {name: _look(inside(root, name, fix), entry.sha256) for name, entry in files.items()}
+    before = {name: _look(inside(root, name, fix, bundle), entry.sha256) for name, entry in files.items()}
     unknown = {
         name: entry
         for name, entry in files.items()
@@ -70,7 +86,9 @@ def check_files_once(root: Path, files: dict[str, FileEntry], fix: str, *, verif
     }
     if not unknown:
         return
-    check_files(root, unknown, fix)
+    check_files(root, unknown, fix, bundle)
+    for name in unknown:
+        examine(name)
     settled = time.time_ns() - _SETTLED_NS
     for name in unknown:
         found = before[name]
@@ -99,7 +117,7 @@ def _record_path(root: Path) -> Path | None:
         folder = cache_folder()
     except RuntimeError:
         return None
-    return folder / "checked" / f"{hashlib.sha256(_key(root).encode()).hexdigest()[:32]}.json"
+    return folder / "checked" / f"{_RULES}-{hashlib.sha256(_key(root).encode()).hexdigest()[:32]}.json"
 
 
 def _read(path: Path | None, root: Path) -> dict[str, _Checked]:

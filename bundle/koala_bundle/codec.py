@@ -1,4 +1,4 @@
-"""Frozen dataclasses to JSON and back, checked field by field.
+"""Frozen dataclasses to JSON and back, checked field by field; and JSON that has one meaning only.
 
 Covers what the contract's dataclasses use (str, int, float, bool, None, tuple, dict and nested dataclasses) and
 nothing else; it is not a general serialiser.
@@ -7,21 +7,52 @@ nothing else; it is not a general serialiser.
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import types
 import typing
+from collections import Counter
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 
+_LONGEST = 120  # characters of a field's path in an error
+_INTEGERS = range(-(2**63), 2**64 + 1)  # those of seeds; sizes and counts are smaller
+_DEEPEST = 8  # levels of a value of any type; a scheduler's keys hold lists of numbers
+
 
 class CodecError(ValueError):
     """JSON that does not have the shape of the dataclass; the message is ``field: expected X, found Y``."""
 
     def __init__(self, field: str, expected: str, found: str) -> None:
-        self.field, self.expected, self.found = field, expected, found
-        super().__init__(f"{field}: expected {expected}, found {found}")
+        self.field, self.expected, self.found = field[:_LONGEST], expected, found
+        super().__init__(f"{self.field}: expected {expected}, found {found}")
+
+
+def parse_json(data: bytes) -> Any:
+    """Return the value of a JSON text in UTF-8.
+
+    Raises ValueError (also for what is nested too deeply) and for what parsers read differently: a key that an object
+    has twice, NaN and infinity.
+    """
+    try:
+        return json.loads(data.decode(), object_pairs_hook=_object, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("values nested too deeply") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {twice[:_LONGEST]!r} twice in one object")
+    return found
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"the number {name}")
 
 
 def to_json(value: Any) -> Any:
@@ -70,8 +101,11 @@ def _decode(hint: Any, data: Any, path: str) -> Any:
     if origin is dict:
         if not isinstance(data, Mapping):
             raise CodecError(path, "an object", _describe(data))
+        for key in data:
+            _check_scalar(key, path)
         return {str(key): _decode(arguments[1], item, f"{path}.{key}") for key, item in data.items()}
     if hint is Any:
+        _check_plain(data, path)
         return data
     if dataclasses.is_dataclass(hint):
         return from_json(typing.cast("type[Any]", hint), data, path)
@@ -82,7 +116,35 @@ def _decode(hint: Any, data: Any, path: str) -> Any:
             raise CodecError(path, "float", _describe(data)) from None
     if not isinstance(data, hint) or (isinstance(data, bool) and hint is not bool):
         raise CodecError(path, hint.__name__, _describe(data))
+    _check_scalar(data, path)
     return data
+
+
+def _check_plain(data: Any, path: str, depth: int = 0) -> None:
+    """Raise CodecError for a value of any type that is nested deeply or has a scalar that is out of bounds."""
+    if depth > _DEEPEST:
+        raise CodecError(path, f"at most {_DEEPEST} levels", "more")
+    if isinstance(data, Mapping):
+        for key, item in data.items():
+            _check_scalar(key, path)
+            _check_plain(item, f"{path}.{key}", depth + 1)
+    elif isinstance(data, list):
+        for index, item in enumerate(data):
+            _check_plain(item, f"{path}[{index}]", depth + 1)
+    else:
+        _check_scalar(data, path)
+
+
+def _check_scalar(data: Any, path: str) -> None:
+    if isinstance(data, str) and not data.isascii():
+        try:
+            data.encode()
+        except UnicodeEncodeError:
+            raise CodecError(path, "text that UTF-8 can hold", "a lone surrogate") from None
+    elif isinstance(data, float) and not math.isfinite(data):
+        raise CodecError(path, "a finite number", str(data))
+    elif isinstance(data, int) and data not in _INTEGERS:
+        raise CodecError(path, "a whole number of 64 bits", "a larger one")
 
 
 def _describe(data: Any) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from koala_bundle.errors import TargetError
 from koala_bundle.files import FileEntry
-from koala_bundle.manifest import check_listed, read_record
+from koala_bundle.manifest import Manifest, check_listed, read_record
 from koala_bundle.swap import whole
 from koala_bundle.targets import Target
 
@@ -95,6 +95,11 @@ class EngineRecord:
         """SHA-256 by path of every ONNX file that the plans were built from."""
         return {path: digest for plan in self.plans.values() for path, digest in plan.onnx.items()}
 
+    def is_of(self, manifest: Manifest) -> bool:
+        """Whether these are plans of all components of a bundle, built from its ONNX files."""
+        names = {entry.name for entry in manifest.components}
+        return self.plans.keys() == names and self.onnx_digests() == manifest.onnx_digests()
+
 
 def gpu_variant(gpu: GPU) -> str:
     """Return the variant of plans for one model of GPU: its name in small letters, and its compute capability."""
@@ -130,13 +135,18 @@ def read_engine_record(bundle: Path, target: Target, variant: str = "") -> Engin
 
     Raises TargetError if there are no such engines, BundleError if the file is damaged.
     """
+    return open_engine_record(bundle, target, variant)[0]
+
+
+def open_engine_record(bundle: Path, target: Target, variant: str = "") -> tuple[EngineRecord, str]:
+    """Read as ``read_engine_record`` does; return with the record the SHA-256 of the bytes that were read."""
     path = whole(engine_folder(bundle, target, variant)) / ENGINE_RECORD
     fix = f"build them with {build_command(bundle, target, variant)}"
     if not path.is_file():
         raise TargetError(f"target {target} of {bundle}", expected="built engines", found="none", fix=fix)
-    record = read_record(EngineRecord, path, fix)
-    check_listed(path, {name for plan in record.plans.values() for name in plan.files}, record.files, fix)
-    return record
+    record, digest = read_record(EngineRecord, path, fix, bundle)
+    check_listed(path, [plan.files for plan in record.plans.values()], record.files, fix)
+    return record, digest
 
 
 def build_command(bundle: Path, target: Target, variant: str = "") -> str:

@@ -25,6 +25,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def is_failure(error: BaseException) -> bool:
+    """Whether ``error`` is one of a library: an Exception, or what PyO3 makes of a panic in Rust, which is none."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 class KoalaError(Exception):
     """Base of all errors raised on purpose. ``str()`` gives the whole sentence."""
 

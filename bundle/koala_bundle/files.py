@@ -11,11 +11,12 @@ import json
 import os
 import shutil
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any, TypeAlias
+from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
 
 from koala_bundle.codec import to_json
 from koala_bundle.errors import BundleError
+from koala_bundle.places import inside
 
 SEAL = "sha256"
 """The key of a file's digest of itself: a record that was changed by hand is told from one that was written."""
@@ -53,18 +54,22 @@ def relative(root: Path, path: Path) -> str:
     return path.relative_to(root).as_posix()
 
 
-def inside(root: Path, name: str, fix: str) -> Path:
-    """Return the path of the manifest's file ``name`` below ``root``; refuses a name that leads out of it."""
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or ":" in name or "\\" in name:
-        raise BundleError(f"file name {name!r}", expected="a path inside the bundle", found="one outside", fix=fix)
-    return root / name
+def read_bytes(path: Path, most: int, fix: str) -> bytes:
+    """Return the content of a file. Raises BundleError if it has more than ``most`` bytes."""
+    with path.open("rb") as stream:
+        data = stream.read(most + 1)
+    if len(data) > most:
+        raise BundleError(str(path), expected=f"at most {most:,} bytes", found="more", fix=fix)
+    return data
 
 
-def check_files(root: Path, files: dict[str, FileEntry], fix: str) -> None:
-    """Raise BundleError naming the first of ``files`` below ``root`` that is missing or has other bytes."""
+def check_files(root: Path, files: dict[str, FileEntry], fix: str, bundle: Path | None = None) -> None:
+    """Raise BundleError naming the first of ``files`` below ``root`` that is missing or has other bytes.
+
+    ``bundle`` is the folder that links may not lead out of; it defaults to ``root``.
+    """
     for name, entry in files.items():
-        path = inside(root, name, fix)
+        path = inside(root, name, fix, bundle)
         if not path.is_file():
             raise BundleError(str(path), expected=f"a file of {entry.size} bytes", found="no file", fix=fix)
         size = path.stat().st_size
@@ -88,7 +93,7 @@ def require_writable(path: Path) -> None:
     if path.exists() and not path.is_file():
         raise OSError(errno.EISDIR, "something that is not a file")
     probe = beside(path, "partial")
-    probe.open("wb").close()
+    _open_new(probe).close()
     probe.unlink()
 
 
@@ -96,13 +101,19 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write ``data`` so that ``path`` holds the old bytes or the new ones at every moment."""
     partial = beside(path, "partial")
     try:
-        with partial.open("wb") as stream:
+        with _open_new(partial) as stream:
             stream.write(data)
             stream.flush()
             os.fsync(stream.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _open_new(path: Path) -> BinaryIO:
+    """Make a file; a link that somebody put there is removed, not followed."""
+    path.unlink(missing_ok=True)
+    return path.open("xb")
 
 
 def write_json(path: Path, value: Any) -> None:

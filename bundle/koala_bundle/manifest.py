@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from koala_bundle.codec import CodecError, from_json
+from koala_bundle.codec import CodecError, from_json, parse_json
+from koala_bundle.consistency import find_misfit
 from koala_bundle.counts import NOTHING, Counts
 from koala_bundle.errors import BundleError
-from koala_bundle.files import SEAL, FileEntry, seal_of
+from koala_bundle.files import SEAL, FileEntry, read_bytes, seal_of
+from koala_bundle.places import check_name, refuse_link_out
 from koala_bundle.spec import ModelSpec, Profile, Sampling
 from koala_bundle.swap import whole
 from koala_bundle.tensors import Component
@@ -18,6 +21,9 @@ from koala_bundle.tensors import Component
 SCHEMA_VERSION = 7
 MANIFEST = "manifest.json"
 TOKENIZERS = ("tokenizer", "tokenizer_2")
+TOKENIZER_FILE = "tokenizer.json"
+MOST_RECORD_BYTES = 16_000_000
+"""Of manifest.json or engine.json; those of KOALA-1B have 0.3 MB."""
 
 T = TypeVar("T")
 
@@ -80,6 +86,11 @@ class Manifest:
 
 def read_manifest(bundle: Path) -> Manifest:
     """Read ``bundle/manifest.json``. Raises BundleError if it is missing, damaged or of another schema."""
+    return open_manifest(bundle)[0]
+
+
+def open_manifest(bundle: Path) -> tuple[Manifest, str]:
+    """Read ``bundle/manifest.json`` as ``read_manifest`` does; return with it the SHA-256 of its bytes."""
     if bundle.exists() and not bundle.is_dir():
         raise BundleError(
             str(bundle), expected="a bundle folder", found="a file", fix="pass the folder that `koala export` wrote"
@@ -93,31 +104,43 @@ def read_manifest(bundle: Path) -> Manifest:
             fix=f"make the bundle with `koala export SOURCE {bundle}`",
         )
     fix = f"export the bundle again with `koala export SOURCE {bundle}`"
-    manifest = read_record(Manifest, path, fix)
-    check_listed(path, {name for entry in manifest.components for name in entry.files}, manifest.files, fix)
-    return manifest
+    manifest, digest = read_record(Manifest, path, fix, path.parent)
+    if misfit := find_misfit(manifest.spec, manifest.profile, manifest.sampling, manifest.components):
+        raise BundleError(f"{path}: {misfit.field}", expected=misfit.expected, found=misfit.found, fix=fix)
+    check_listed(path, [entry.files for entry in manifest.components], manifest.files, fix)
+    return manifest, digest
 
 
-def check_listed(path: Path, names: set[str], files: dict[str, FileEntry], fix: str) -> None:
-    """Refuse a file that is to be loaded without a digest to check it by."""
-    unlisted = sorted(names - files.keys())
+def check_listed(path: Path, sets: Iterable[tuple[str, ...]], files: dict[str, FileEntry], fix: str) -> None:
+    """Refuse a file that is to be loaded without a digest to check it by, and a set of files that has none."""
+    names = [*sets]
+    if not all(names):
+        raise BundleError(f"{path}: files", expected="a file of every component", found="none of one", fix=fix)
+    unlisted = sorted({name for each in names for name in each} - files.keys())
     if unlisted:
-        raise BundleError(f"{path}: files", expected=f"a digest of {unlisted[0]!r}", found="none", fix=fix)
+        raise BundleError(f"{path}: files", expected=f"a digest of {unlisted[0][:200]!r}", found="none", fix=fix)
+    for name in files:
+        check_name(name, fix)
 
 
-def read_record(cls: type[T], path: Path, fix: str) -> T:
-    """Read a JSON file of this schema version as the dataclass ``cls``. Raises BundleError, with ``fix`` as advice."""
+def read_record(cls: type[T], path: Path, fix: str, bundle: Path) -> tuple[T, str]:
+    """Read a JSON file of this schema version as the dataclass ``cls``; return with it the SHA-256 of its bytes.
+
+    Raises BundleError, with ``fix`` as advice, also for a link that leads out of ``bundle``.
+    """
+    refuse_link_out(path, bundle, fix)
+    content = read_bytes(path, MOST_RECORD_BYTES, fix)
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
+        data = parse_json(content)
+    except ValueError as error:
         raise BundleError(str(path), expected="JSON", found=f"a file that ends in error ({error})", fix=fix) from None
     version = data.get("schema_version") if isinstance(data, dict) else None
-    if version != SCHEMA_VERSION:
+    if version != SCHEMA_VERSION or not isinstance(version, int):
         newer = isinstance(version, int) and version > SCHEMA_VERSION
         raise BundleError(
             f"{path}: schema_version",
             expected=str(SCHEMA_VERSION),
-            found=str(version),
+            found=f"{version!s:.80}",
             fix="upgrade koala-trt, which is older than the bundle" if newer else fix,
         )
     seal = data.pop(SEAL, None)
@@ -129,4 +152,4 @@ def read_record(cls: type[T], path: Path, fix: str) -> T:
         raise BundleError(
             f"{path}: {SEAL}", expected="the digest of what the file says", found="another: it was changed", fix=fix
         )
-    return record
+    return record, hashlib.sha256(content).hexdigest()

@@ -77,6 +77,8 @@ class Staging:
     def __init__(self, final: Path, key: str) -> None:
         self.final = final
         self.folder = _hidden(final, "partial")
+        if self.folder.is_symlink():  # nobody builds behind a link
+            self.folder.unlink()
         mark = self.folder / ".key"
         if not mark.is_file() or mark.read_text() != key:
             shutil.rmtree(self.folder, ignore_errors=True)

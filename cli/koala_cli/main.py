@@ -19,6 +19,7 @@ from koala_cli.commands.export import export
 from koala_cli.commands.inspect import inspect
 from koala_cli.commands.run import run
 from koala_cli.commands.serve import serve
+from koala_cli.commands.sign import sign
 from koala_cli.commands.verify import verify
 from koala_cli.errors import Command, print_error, print_sentence, system_error, usage_error
 from koala_cli.screen import set_encoding, stderr
@@ -30,7 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # plain help is the one that reads well at 80 columns
 )
-for command in (build, export, engines, run, batch, serve, verify, bench, compare, inspect, doctor):
+for command in (build, export, engines, run, batch, serve, verify, sign, bench, compare, inspect, doctor):
     app.command(cls=Command)(command)
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it

@@ -62,6 +62,9 @@ AsJson: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON inst
 Source: TypeAlias = Annotated[
     str, argument("SOURCE", "A checkpoint folder, a hub name, or a preset such as koala-700m.")
 ]
+Key: TypeAlias = Annotated[
+    str | None, option("A minisign public key, or its file, that must have signed the bundle.", metavar="<key>")
+]
 OriginalSource: TypeAlias = Annotated[str, argument("SOURCE", "What the bundle was exported from.")]
 Bundle: TypeAlias = Annotated[Path, argument("BUNDLE", "The bundle folder.")]
 

@@ -32,7 +32,7 @@ def _rare(recipe: Recipe) -> dict[str, str]:
         "negative, for the second": recipe.negative_prompt_2,
         "timesteps": ", ".join(f"{time:g}" for time in recipe.timesteps) or None,
         "sigmas": ", ".join(f"{sigma:g}" for sigma in recipe.sigmas) or None,
-        "began with": None if recipe.image is None else f"picture {recipe.image[:12]}, strength {recipe.strength:g}",
+        "began with": None if recipe.image is None else f"picture {recipe.image[:12]}, strength {recipe.strength}",
         "painted in": None if recipe.mask_image is None else f"mask {recipe.mask_image[:12]}",
         "words": "weighted" if recipe.weighted else None,
         "embeddings": "brought by the caller" if recipe.embeddings else None,

@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
@@ -25,9 +25,11 @@ from koala_bundle.engine_record import (
     engine_folder,
     read_engine_record,
 )
-from koala_bundle.errors import ArgumentError, BuildError, KoalaError
+from koala_bundle.errors import ArgumentError, BuildError, BundleError, KoalaError
 from koala_bundle.files import FileEntry, check_files, link, write_sealed
 from koala_bundle.manifest import SCHEMA_VERSION, ComponentEntry, Manifest, read_manifest
+from koala_bundle.onnx_locations import check_locations
+from koala_bundle.places import refuse_link_out
 from koala_bundle.progress import Progress, Report, no_progress, no_report
 from koala_bundle.swap import Staging, prepare_output, real_path, whole
 from koala_bundle.targets import Target
@@ -110,6 +112,7 @@ def build_engines(
             "tune", expected="a function that measures plans", found="none", fix="pass measure, or leave out tune"
         )
     key = compiler.key()
+    refuse_link_out(build.folder, bundle, "remove the link")
     with prepare_output(build.folder, FileLock):
         reasons = _reasons(build)
         if not reasons:
@@ -119,7 +122,10 @@ def build_engines(
         report(f"{target}: building with {key.compiler} {key.compiler_version}: {'; '.join(reasons)}")
         wanted = [entry for entry in build.manifest.components if entry.name not in build.kept]
         onnx_files = {path: build.manifest.files[path] for entry in wanted for path in entry.files}
-        check_files(bundle, onnx_files, f"export the bundle again with `koala export SOURCE {bundle}`")
+        again = f"export the bundle again with `koala export SOURCE {bundle}`"
+        check_files(bundle, onnx_files, again)
+        for entry in wanted:
+            _check_graph(bundle, entry, again)
         digest = hashlib.sha256(json.dumps(to_json(key), sort_keys=True).encode()).hexdigest()
         staging = Staging(build.folder, digest)
         try:
@@ -130,6 +136,15 @@ def build_engines(
             raise
         staging.commit()
     return True
+
+
+def _check_graph(bundle: Path, entry: ComponentEntry, fix: str) -> None:
+    """Raise BundleError unless a graph's tensors are in the file beside it, which is where every compiler looks."""
+    graph, *others = entry.files
+    data = f"{graph}.data"
+    if others not in ([], [data]):
+        raise BundleError(f"{bundle}: files of {entry.name}", expected=data, found=f"{others!s:.200}", fix=fix)
+    check_locations(bundle / graph, {PurePosixPath(other).name for other in others}, fix)
 
 
 def _reasons(build: _Build) -> list[str]:
@@ -151,7 +166,7 @@ def _reasons(build: _Build) -> list[str]:
             continue
         files = {name: old.files[name] for name in plan.files}
         try:
-            check_files_once(build.folder, files, "")
+            check_files_once(build.folder, files, "", bundle=build.bundle)
         except KoalaError:
             damaged = True
             continue

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from koala_bundle.engine_record import EngineKey
-from koala_bundle.errors import BuildError, first_line
+from koala_bundle.errors import BuildError, KoalaError, first_line
 from koala_bundle.files import require_space
 from koala_bundle.manifest import ComponentEntry
 from koala_bundle.targets import CPU
@@ -56,11 +56,13 @@ class CpuCompiler:
         weights = onnx_path.with_name(f"{onnx_path.name}.data").stat().st_size
         # Prepared, a float16 model has double its size; it is written twice: for ONNX Runtime to read, and by it.
         require_space(folder, weights * 4)
-        prepare(onnx_path, prepared)
-        progress(0.5)
         try:
+            prepare(onnx_path, prepared)
+            progress(0.5)
             ort.InferenceSession(str(prepared), session, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
+        except (KoalaError, OSError):
+            raise
+        except Exception as error:  # ONNX Runtime's and onnx's exceptions share no base class of their own
             raise BuildError(
                 f"{CPU}: {name}",
                 expected="a graph that ONNX Runtime optimises and saves",

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from koala_bundle.engine_record import EngineKey
+from koala_bundle.errors import BuildError, KoalaError, first_line
 from koala_bundle.files import link
 from koala_bundle.manifest import ComponentEntry
 from koala_bundle.targets import CUDA
@@ -31,7 +32,17 @@ class CudaCompiler:
 
     def build(self, name: str, onnx_path: Path, folder: Path, progress: Callable[[float], None]) -> list[Path]:
         """Write the graph and link its weights; return both."""
-        write_fused(onnx_path, folder / onnx_path.name)
+        try:
+            write_fused(onnx_path, folder / onnx_path.name)
+        except (KoalaError, OSError):
+            raise
+        except Exception as error:  # onnx's exceptions share no base class of their own
+            raise BuildError(
+                f"{CUDA}: {name}",
+                expected="a graph whose operations can be fused",
+                found=first_line(error),
+                fix="export the bundle again",
+            ) from error
         weights = onnx_path.with_name(f"{onnx_path.name}.data")
         if weights.is_file():
             link(weights, folder / weights.name)

@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto
 
-from koala_bundle.files import inside
+from koala_bundle.places import inside
 
 
 def read_values(tensor: onnx.TensorProto, folder: Path) -> NDArray[Any]:

@@ -20,6 +20,8 @@ from koala_bundle.errors import ArgumentError
 from koala_bundle.files import file_entry
 from koala_export.tokenizer import compact_json
 
+MOST_VECTORS = 75
+"""Of a word: as many tokens as a text encoder reads of a prompt."""
 KEYS = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
 """Names of SDXL's text encoders in files with vectors for both; the word is then the file's name."""
 
@@ -84,6 +86,8 @@ def _word(file: Path, text: str, encoder: str, tensor: Tensor, widths: dict[str,
             f"{text!r} of shape {list(tensor.shape)}",
             "pass an embedding that was trained for this family of models",
         )
+    if len(vectors) > MOST_VECTORS:
+        raise _refused(file, f"at most {MOST_VECTORS} vectors", f"{len(vectors)} for {text!r}", "train fewer")
     if not torch.isfinite(vectors).all():
         raise _refused(file, "finite vectors", f"NaN or infinity in {text!r}", "train or copy it again")
     return LearnedWord(text, encoder, vectors.float(), file)

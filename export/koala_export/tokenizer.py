@@ -12,7 +12,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from koala_bundle.errors import CheckpointError, first_line
+from koala_bundle.errors import CheckpointError, first_line, is_failure
 
 PROBES = (
     "",
@@ -25,6 +25,19 @@ PROBES = (
 
 
 def tokenizer_json(folder: Path, sequence_length: int, vocab_size: int | None = None) -> bytes:
+    """Return tokenizer.json as ``_convert`` does, also of files that are nested too deeply for transformers."""
+    try:
+        return _convert(folder, sequence_length, vocab_size)
+    except RecursionError:
+        raise CheckpointError(
+            str(folder),
+            expected="a CLIP tokenizer",
+            found="files with values that are nested too deeply",
+            fix="download or copy the tokenizer again",
+        ) from None
+
+
+def _convert(folder: Path, sequence_length: int, vocab_size: int | None) -> bytes:
     """Return tokenizer.json for a folder of vocab.json and merges.txt, or of tokenizer.json.
 
     ``vocab_size`` is the number of rows of the text encoder's table, None if that is not to be checked.
@@ -44,7 +57,9 @@ def tokenizer_json(folder: Path, sequence_length: int, vocab_size: int | None = 
 
     try:
         tokenizer: Any = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except Exception as error:  # transformers raises many kinds for a damaged file
+    except BaseException as error:  # transformers raises many kinds for a damaged file
+        if not is_failure(error):
+            raise
         raise CheckpointError(
             str(folder),
             expected="a CLIP tokenizer",
@@ -65,7 +80,9 @@ def tokenizer_json(folder: Path, sequence_length: int, vocab_size: int | None = 
     try:
         converted = with_static_length(tokenizer, sequence_length)
         reread = Tokenizer.from_str(converted.decode())
-    except Exception as error:  # tokenizers raises bare Exceptions
+    except BaseException as error:  # tokenizers raises bare Exceptions, and worse
+        if not is_failure(error):
+            raise
         raise CheckpointError(
             str(folder),
             expected="a tokenizer that can be written as tokenizer.json",

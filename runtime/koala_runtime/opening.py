@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeAlias
 
+from koala_bundle.checked import cache_folder
 from koala_bundle.targets import CPU, CUDA, RTX, SIMULATED, TENSORRT
 from koala_machine.driver import query_driver
 from koala_machine.tensorrt import open_tensorrt
@@ -67,12 +69,22 @@ def _gpu(engines: EngineSet, low_memory: bool) -> tuple[Device, Loader]:
     # The cache holds for one version of the library on one model of GPU.
     suffix = re.sub(r"\W+", "-", f"{engines.record.key.compiler_version} {device.gpu}").strip("-")
 
-    caches = {name: KernelCache(engines.folder / f"{name}-{suffix}.kernels") for name in engines.components}
+    caches = {name: KernelCache(_kernel_folder(engines) / f"{name}-{suffix}.kernels") for name in engines.components}
 
     def load(name: str) -> Engine:
         return TensorRTEngine(module, engines.plan(name), device, caches[name], parks=low_memory)
 
     return device, load
+
+
+def _kernel_folder(engines: EngineSet) -> Path:
+    """Return where compiled kernels are kept: beside the plans or, of a signed bundle, in the user's cache folder.
+
+    Kernels are code that no signature covers.
+    """
+    if not engines.is_signed:
+        return engines.folder
+    return cache_folder() / "kernels" / engines.digest[:32] / engines.folder.name
 
 
 _OPENERS: dict[str, Callable[[EngineSet, bool], tuple[Device, Loader]]] = {

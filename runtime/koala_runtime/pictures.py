@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from koala_bundle.errors import ArgumentError
+from koala_bundle.errors import ArgumentError, first_line
 from koala_bundle.manifest import Manifest
 from koala_bundle.spec import Profile
 from koala_runtime.arguments import Arguments
@@ -20,6 +21,10 @@ from koala_runtime.samplers import Table
 
 IMAGE_STRENGTH, MASK_STRENGTH = 0.3, 0.9999
 """Defaults of diffusers' StableDiffusionXLImg2ImgPipeline and StableDiffusionXLInpaintPipeline."""
+MOST_PIXELS = 8192 * 8192
+"""Of a picture file: 200 MB of colours."""
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+"""Kinds of picture files that are read. For some others Pillow starts a program (Ghostscript for EPS)."""
 _HALF = 0.5
 
 
@@ -72,18 +77,28 @@ def _at(level: NDArray[np.float64], encoded: Floats, noise: Floats) -> Floats:
     return np.float32(level[0]) * encoded + np.float32(level[1]) * noise
 
 
-def open_picture(path: Path, what: str, fix: str) -> Image.Image:
-    """Return a picture file's picture, read to its end. Raises ArgumentError of ``what``."""
+def open_picture(path: Path, what: str, fix: str, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """Return a picture file's picture, read to its end. Raises ArgumentError of ``what``.
+
+    Its size is looked at before its pixels are unpacked: a file of some kilobytes can hold gigabytes of one colour.
+    """
     try:
-        with Image.open(path) as picture:
-            picture.load()  # text may come after the pixels
-            return picture
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's about sizes and damaged metadata
+            with Image.open(path, formats=formats) as picture:
+                if picture.width * picture.height > MOST_PIXELS:
+                    found = f"{picture.width} x {picture.height} pixels"
+                    raise ArgumentError(what, expected=f"at most {MOST_PIXELS:,} pixels", found=found, fix=fix)
+                picture.load()  # text may come after the pixels
+                return picture
+    except ArgumentError:
+        raise
     except FileNotFoundError:
         found = "no file"
     except UnidentifiedImageError:
         found = "a file of another kind"
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # what Pillow raises
-        found = f"a file that cannot be read ({error})"
+    except Exception as error:  # each of Pillow's formats has its own
+        found = f"a file that cannot be read ({first_line(error)})"
     raise ArgumentError(what, expected="a picture", found=found, fix=fix)
 
 

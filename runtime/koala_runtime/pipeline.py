@@ -47,8 +47,9 @@ class Pipeline:
     can run. ``low_memory`` keeps on the GPU only what the current phase needs (text encoders, U-Net, VAE) and loads
     the others again for each picture. ``device`` is the index of a visible GPU or its UUID, as `nvidia-smi -L` shows
     it; None takes the first. ``verify`` checks the digest of every file again instead of only of those that changed
-    since they were checked. ``executor`` makes the executor from the chosen engines and ``low_memory``; pass your own
-    to run components another way.
+    since they were checked. ``key``, a minisign public key or the file of one, must have signed the bundle and the
+    engines in use. ``executor`` makes the executor from the chosen engines and ``low_memory``; pass your own to run
+    components another way.
 
     Attributes: ``manifest``, ``target`` (a ``koala_bundle.targets.Target``), ``budget`` (device memory that a picture
     takes), ``executor``.
@@ -63,15 +64,24 @@ class Pipeline:
         low_memory: bool = False,
         device: int | str | None = None,
         verify: bool = False,
+        key: str | Path | None = None,
         executor: Callable[[EngineSet, bool], Executor] = open_executor,
     ) -> None:
         self._owner = Owner(self)
-        engines = open_engines(Path(bundle), target, device, verify=verify)
+        engines = open_engines(Path(bundle), target, device, verify=verify, key=key)
         self.manifest, self.target, self.digest = engines.manifest, engines.target, engines.digest
         self._scheduler = make_scheduler(engines.manifest.spec.scheduler)
         self.budget = budget(engines.manifest, engines.record)
         self._encoder = PromptEncoder(
-            (engines.path / TOKENIZERS[0], engines.path / TOKENIZERS[1]), self.manifest.profile.prompt_chunks
+            (engines.path / TOKENIZERS[0], engines.path / TOKENIZERS[1]),
+            self.manifest.profile.prompt_chunks,
+            tuple(entry.sha256 for entry in engines.tokenizers) or (None, None),
+        )
+        first, second = (self.manifest.spec.text_encoder, self.manifest.spec.text_encoder_2)
+        self._encoder.check_sizes(
+            first.sequence_length * self.manifest.profile.prompt_chunks,
+            (first.vocab_size, second.vocab_size),
+            engines.path,
         )
         self.executor = executor(engines, low_memory)
         self._runs: dict[ProgramKey | None, Run] = {}

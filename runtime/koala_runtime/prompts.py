@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -11,10 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from koala_bundle.errors import ArgumentError, BundleError
+from koala_bundle.errors import ArgumentError, BundleError, is_failure
+from koala_bundle.manifest import TOKENIZER_FILE
 from koala_runtime.weighting import Fragment, parse
 
 MAX_CHARACTERS = 20_000  # far beyond what a model reads; stops a document pasted by mistake
+MOST_WRITTEN_OUT = 10 * MAX_CHARACTERS
+"""Characters of a prompt in which every learned word is followed by the names of its other vectors."""
 
 _log = logging.getLogger(__name__)
 
@@ -42,8 +46,23 @@ class PromptEncoder:
     A chunk is 75 tokens between a start and an end, the last one padded; a text that is shorter gets empty chunks.
     """
 
-    def __init__(self, folders: tuple[Path, Path], chunks: int = 1) -> None:
-        self._tokenizers = tuple(_ChunkTokenizer(folder / "tokenizer.json", chunks) for folder in folders)
+    def __init__(
+        self, folders: tuple[Path, Path], chunks: int = 1, digests: tuple[str | None, ...] = (None, None)
+    ) -> None:
+        files = zip(folders, digests, strict=True)
+        self._tokenizers = tuple(_ChunkTokenizer(folder / TOKENIZER_FILE, chunks, digest) for folder, digest in files)
+
+    def check_sizes(self, tokens: int, vocabularies: tuple[int, int], bundle: Path) -> None:
+        """Raise BundleError unless ``tokens`` is what a prompt becomes; ids are to be below ``vocabularies``."""
+        for tokenizer, rows in zip(self._tokenizers, vocabularies, strict=True):
+            tokenizer.rows = rows
+            if tokenizer.tokens != tokens:
+                raise BundleError(
+                    f"tokenizers of {bundle}",
+                    expected=f"{tokens} tokens, as the text encoders read",
+                    found=f"{tokenizer.tokens}",
+                    fix="export the bundle again with `koala export`",
+                )
 
     def encode(
         self, texts: Sequence[str], texts_2: Sequence[str] | None = None, *, weighted: bool = False
@@ -73,15 +92,19 @@ class _Encoded:
 class _ChunkTokenizer:
     """One tokenizer; its file says how long a chunk is and what pads it."""
 
-    def __init__(self, path: Path, chunks: int) -> None:
-        self._tokenizer = _load(path)
+    def __init__(self, path: Path, chunks: int, digest: str | None = None) -> None:
+        self._tokenizer = _load(path, digest)
         self._chunks = chunks
         empty = self._tokenizer.encode("").ids
+        if len(empty) < 2:
+            raise _not_a_tokenizer(path, f"one that makes {len(empty)} tokens of no text")
         self._length, (self._start, self._end), self._pad = len(empty), empty[:2], empty[-1]
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self._vectors = _vectors(self._tokenizer)
         self.tokens = chunks * self._length
+        self.rows: int | None = None
+        """Of the text encoder's table; an id beyond it would be read from elsewhere."""
 
     def encode(self, texts: Sequence[str], weighted: bool) -> _Encoded:
         ids = np.full((len(texts), self._chunks, self._length), self._pad, np.int32)
@@ -97,6 +120,13 @@ class _ChunkTokenizer:
                 weights[row, place, 1:end] = [weight for _, weight in chunk]
             if len(chunks) > self._chunks:
                 cut[text] = len(chunks)
+        if self.rows is not None and ids.max(initial=0) >= self.rows:
+            raise BundleError(
+                "a tokenizer of the bundle",
+                expected=f"ids below {self.rows}, the text encoder's vocabulary",
+                found=str(ids.max()),
+                fix="export the bundle again with `koala export`",
+            )
         return _Encoded(Tokens(ids.reshape(len(texts), -1), weights.reshape(len(texts), -1), ends), cut)
 
     def _split(self, fragments: Sequence[Fragment]) -> Iterator[list[tuple[int, float]]]:
@@ -116,8 +146,17 @@ class _ChunkTokenizer:
 
     def _ids(self, text: str) -> list[int]:
         encoding = self._tokenizer.encode(text, add_special_tokens=False)
-        found = [word for word in self._vectors if word in encoding.tokens]
+        tokens = {*encoding.tokens} if self._vectors else ()
+        found = [word for word in self._vectors if word in tokens]
         for word in found:
+            grown = len(text) + text.count(word) * (len(self._vectors[word]) - len(word))
+            if grown > MOST_WRITTEN_OUT:
+                raise ArgumentError(
+                    "prompt",
+                    expected=f"at most {MOST_WRITTEN_OUT:,} characters with its learned words written out",
+                    found=f"{grown:,}",
+                    fix=f"use {word[:80]!r} less often",
+                )
             text = text.replace(word, self._vectors[word])
         ids: list[int] = (self._tokenizer.encode(text, add_special_tokens=False) if found else encoding).ids
         return ids
@@ -161,10 +200,20 @@ def check_text(argument: str, text: object) -> str:
     return text
 
 
-def _load(path: Path) -> Tokenizer:
+def _load(path: Path, digest: str | None) -> Tokenizer:
+    """Parse the very bytes that have ``digest``."""
+    data = path.read_bytes()
+    if digest is not None and hashlib.sha256(data).hexdigest() != digest:
+        raise _not_a_tokenizer(path, "other bytes than a moment ago")
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception
-        raise BundleError(
-            str(path), expected="a tokenizer", found=str(error), fix="export the bundle again with `koala export`"
-        ) from None
+        return Tokenizer.from_buffer(data)
+    except BaseException as error:  # tokenizers raises bare Exception, and worse
+        if not is_failure(error):
+            raise
+        raise _not_a_tokenizer(path, str(error)) from None
+
+
+def _not_a_tokenizer(path: Path, found: str) -> BundleError:
+    return BundleError(
+        str(path), expected="a tokenizer", found=found, fix="export the bundle again with `koala export`"
+    )

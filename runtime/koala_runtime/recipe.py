@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from koala_bundle import __version__
-from koala_bundle.codec import CodecError, from_json
+from koala_bundle.codec import CodecError, from_json, parse_json
 from koala_bundle.errors import ArgumentError
 from koala_bundle.manifest import Manifest
 from koala_bundle.scheduler_keys import KEYS
@@ -23,6 +23,8 @@ from koala_runtime.samplers.names import label
 
 SCHEMA_VERSION = 4
 KEY, A1111_KEY = "koala", "parameters"
+MOST_PICTURES = 10_000
+"""Of one call that a recipe repeats: the noise of all of them is drawn again."""
 _FIX = "pass a PNG file that koala-trt wrote, unchanged"
 
 
@@ -140,7 +142,7 @@ def read_recipe(path: Path) -> Recipe:
     if text is None:
         raise ArgumentError(str(path), expected="a picture with a recipe", found="none in it", fix=_FIX)
     try:
-        data = json.loads(text)
+        data = parse_json(text.encode())
         version = data.get("schema_version") if isinstance(data, dict) else None
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise ArgumentError(
@@ -154,6 +156,14 @@ def read_recipe(path: Path) -> Recipe:
         recipe = from_json(Recipe, data)
         if recipe.scheduler.class_name not in KEYS:
             raise CodecError("scheduler.class_name", "a known class", recipe.scheduler.class_name)
+        if misfit := recipe.scheduler.misfit():
+            raise CodecError(f"scheduler.{misfit.key}", misfit.expected, misfit.found)
+        if not 1 <= recipe.num_inference_steps <= (most := recipe.scheduler["num_train_timesteps"]):
+            raise CodecError("num_inference_steps", f"1 to {most}", str(recipe.num_inference_steps))
+        if recipe.denoising_end is not None and not 0 <= recipe.denoising_end <= 1:
+            raise CodecError("denoising_end", "a share from 0 to 1", str(recipe.denoising_end))
+        if not 1 <= recipe.count <= MOST_PICTURES:
+            raise CodecError("count", f"1 to {MOST_PICTURES}", str(recipe.count))
         if not 0 <= recipe.index < recipe.count:
             raise CodecError("index", f"0 to {recipe.count - 1}", str(recipe.index))
     except (ValueError, RecursionError) as error:
@@ -165,5 +175,5 @@ def read_recipe(path: Path) -> Recipe:
 
 def _stored_text(path: Path) -> str | None:
     """Return the JSON that a picture carries, None if it carries none."""
-    text: str | None = getattr(open_picture(path, str(path), _FIX), "text", {}).get(KEY)
+    text: str | None = getattr(open_picture(path, str(path), _FIX, ("PNG",)), "text", {}).get(KEY)
     return text

@@ -10,22 +10,28 @@ from pathlib import Path
 from typing import Any
 
 from koala_bundle.checked import check_files_once
+from koala_bundle.clip_tokenizer import check_tokenizer
 from koala_bundle.engine_record import (
     EngineRecord,
     build_command,
     engine_folder,
     engine_variants,
     gpu_variant,
+    open_engine_record,
     read_engine_record,
 )
 from koala_bundle.errors import ArgumentError, BundleError, TargetError
-from koala_bundle.files import FileState, file_entry, file_state, inside
-from koala_bundle.manifest import MANIFEST, TOKENIZERS, Manifest, read_manifest
+from koala_bundle.files import FileEntry, FileState, file_state
+from koala_bundle.manifest import MANIFEST, TOKENIZER_FILE, TOKENIZERS, Manifest, check_listed, open_manifest
+from koala_bundle.onnx_locations import check_locations
+from koala_bundle.places import inside
+from koala_bundle.signed import record_name
 from koala_bundle.swap import whole
 from koala_bundle.targets import CPU, TARGETS, Target, find_target
 from koala_machine.driver import Driver, find_gpu, query_driver
 from koala_runtime.budget import budget
 from koala_runtime.preflight import check_hardware, check_machine, check_plan
+from koala_runtime.signature import check_signed
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +53,10 @@ class EngineSet:
     device: int | str | None = None
     states: Mapping[str, FileState | None] = field(default_factory=dict)
     """Of each file of the plans, before it was checked."""
+    tokenizers: tuple[FileEntry, ...] = ()
+    """What the two tokenizers are to be."""
+    is_signed: bool = False
+    """Whether a signature was asked for, and found."""
 
     @property
     def folder(self) -> Path:
@@ -84,26 +94,35 @@ class EngineSet:
 
 
 def open_engines(
-    path: Path, target: str | None = None, device: int | str | None = None, *, verify: bool = False
+    path: Path,
+    target: str | None = None,
+    device: int | str | None = None,
+    *,
+    verify: bool = False,
+    key: str | Path | None = None,
 ) -> EngineSet:
     """Return the engines for ``target``, or for the best target that the bundle has and this machine can run.
 
     ``device`` is the index or UUID of a GPU, which is then not replaced by the processor; None takes the first. Files
-    whose digest was checked before and that have not changed since are not read again, unless ``verify``.
+    whose digest was checked before and that have not changed since are not read again, unless ``verify``. ``key`` is
+    a public key, or its file, that must have signed the bundle and these engines (``koala_runtime.signature``).
 
     Raises ArgumentError for an unknown target, BundleError for missing or damaged files and TargetError for engines
     that cannot be used.
     """
     path = whole(path.absolute())
-    manifest = read_manifest(path)
+    manifest, digest = open_manifest(path)
     wanted = find_target(target, simulated=True) if target else None
     driver = query_driver() if device is None else _driver_of(device, path, wanted)
     if wanted:
-        chosen, (variant, record) = wanted, _engines_for(path, wanted, driver)
+        chosen, (variant, _) = wanted, _engines_for(path, wanted, driver)
     else:
-        chosen, variant, record = _best(path, manifest, driver, gpus_only=device is not None)
+        chosen, variant, _ = _best(path, manifest, driver, gpus_only=device is not None)
+    record, record_digest = open_engine_record(path, chosen, variant)
+    if key is not None:
+        check_signed(path, key, {MANIFEST: digest, record_name(path, chosen, variant): record_digest})
     rebuild = _rebuild(path, chosen, variant)
-    if record.onnx_digests() != manifest.onnx_digests():
+    if not record.is_of(manifest):
         raise TargetError(
             f"engines for {chosen.engines} in {path}",
             expected="plans built from this bundle's ONNX",
@@ -111,12 +130,32 @@ def open_engines(
             fix=rebuild,
         )
     folder = whole(engine_folder(path, chosen, variant))
-    states = {name: file_state(inside(folder, name, rebuild)) for name in record.files}
-    tokenizers = {name: entry for name, entry in manifest.files.items() if name.startswith(TOKENIZERS)}
-    check_files_once(path, tokenizers, f"export the bundle again with `koala export SOURCE {path}`", verify=verify)
-    check_files_once(folder, record.files, rebuild, verify=verify)
+    states = {name: file_state(inside(folder, name, rebuild, path)) for name in record.files}
+    tokenizers = _check_tokenizers(path, manifest, verify)
+    _check_plan_files(path, folder, chosen, record, rebuild, verify)
     _check_plans(path, chosen, variant, record)
-    return EngineSet(path, file_entry(path / MANIFEST).sha256, manifest, chosen, variant, record, device, states)
+    return EngineSet(path, digest, manifest, chosen, variant, record, device, states, tokenizers, key is not None)
+
+
+def _check_tokenizers(path: Path, manifest: Manifest, verify: bool) -> tuple[FileEntry, ...]:
+    """Check both tokenizers; return their entries in the manifest."""
+    fix = f"export the bundle again with `koala export SOURCE {path}`"
+    names = [f"{folder}/{TOKENIZER_FILE}" for folder in TOKENIZERS]
+    check_listed(path / MANIFEST, [tuple(names)], manifest.files, fix)
+    entries = {name: manifest.files[name] for name in names}
+    check_files_once(path, entries, fix, verify=verify, examine=lambda name: check_tokenizer(path / name, fix))
+    return tuple(entries.values())
+
+
+def _check_plan_files(path: Path, folder: Path, target: Target, record: EngineRecord, fix: str, verify: bool) -> None:
+    """Check the plans' files; of ONNX plans also which other files they name."""
+    onnx = {plan.files[0]: {*plan.files[1:]} for plan in record.plans.values() if target.library == CPU.library}
+
+    def examine(name: str) -> None:
+        if name in onnx:
+            check_locations(folder / name, onnx[name], fix)
+
+    check_files_once(folder, record.files, fix, verify=verify, bundle=path, examine=examine)
 
 
 def _driver_of(device: int | str, path: Path, wanted: Target | None) -> Driver:
@@ -195,7 +234,7 @@ def _records(path: Path, target: Target, variants: list[str], driver: Driver) ->
 
 def _check_memory(path: Path, manifest: Manifest, target: Target, record: EngineRecord, driver: Driver) -> None:
     """Raise TargetError if not even the largest phase fits the GPU; what is free is looked at when the plans load."""
-    if record.onnx_digests() != manifest.onnx_digests():
+    if not record.is_of(manifest):
         return
     needed = budget(manifest, record).total(low_memory=True)
     if needed > driver.memory_bytes:

@@ -70,7 +70,7 @@ def test_sets_of_plans_are_found(tmp_path: Path) -> None:
 def test_a_build_that_fails_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle, compiled = make_bundle(tmp_path / "bundle"), Compiled(monkeypatch)
     be(Machine((("NVIDIA L4", "8.9", 24_000_000_000),)), monkeypatch)
-    (bundle / "onnx" / "denoiser.onnx").write_text("damaged!")
+    (bundle / "onnx" / "denoiser.onnx").write_text("is damaged")
     with pytest.raises(BundleError, match="SHA-256"):
         build_engines(bundle, TENSORRT)
     assert not (bundle / "engines").exists()

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from koala_bundle.errors import BundleError
-from koala_bundle.files import check_files, file_entry, inside, write_atomic
+from koala_bundle.files import check_files, file_entry, write_atomic
+from koala_bundle.places import inside
 from koala_bundle.swap import Staging, restore, whole
 
 

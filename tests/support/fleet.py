@@ -104,7 +104,9 @@ class Compiled:
             def build(self, name: str, onnx_path: Path, folder: Path, progress: Callable[[float], None]) -> list[Path]:
                 log.append(f"{self.target} {self.variant} {name}".replace("  ", " "))
                 plan = folder / f"{name}.plan"
-                plan.write_text(f"{self.target} {self.variant} {name} {len(log)} of {onnx_path.read_text()}")
+                plan.write_bytes(
+                    onnx_text(f"{self.target} {self.variant} {name} {len(log)} of {onnx_path.read_text()}")
+                )
                 return [plan]
 
             def examine(self, plan: Path) -> Examination:
@@ -135,19 +137,28 @@ class Compiled:
         return log
 
 
+TOKENIZER = '{"model": {"type": "BPE"}, "truncation": {"max_length": 77}, "padding": {"strategy": {"Fixed": 77}}}'
+"""As little as passes for a tokenizer of CLIP's kind before it is loaded."""
+
+
+def onnx_text(text: str) -> bytes:
+    """Return an ONNX file that holds a text, as the name of its producer, and nothing else."""
+    return bytes([2 << 3 | 2, len(text)]) + text.encode()
+
+
 def make_bundle(path: Path) -> Path:
-    """Write a bundle whose ONNX files are short texts; its manifest is like that of a real one."""
+    """Write a bundle whose ONNX files hold short texts; its manifest is like that of a real one."""
     spec, profile = read_spec(configs(PRESETS["koala-700m"])), Profile(64, 64, 1, "fp16")
     entries, files = [], {}
     (path / "onnx").mkdir(parents=True)
     for component in components(spec, profile):
         name = f"onnx/{component.name}.onnx"
-        (path / name).write_text(component.name)
+        (path / name).write_bytes(onnx_text(component.name))
         files[name] = file_entry(path / name)
         entries.append(ComponentEntry(component.name, component.inputs, component.outputs, 0, (name,)))
     for tokenizer in ("tokenizer", "tokenizer_2"):
         (path / tokenizer).mkdir()
-        (path / tokenizer / "tokenizer.json").write_text("{}")
+        (path / tokenizer / "tokenizer.json").write_text(TOKENIZER)
         files[f"{tokenizer}/tokenizer.json"] = file_entry(path / tokenizer / "tokenizer.json")
     manifest = Manifest(
         SCHEMA_VERSION,
@@ -169,7 +180,7 @@ def make_bundle(path: Path) -> Path:
 def change_component(bundle: Path, name: str) -> None:
     """Give a component another ONNX file, as an export of other weights would."""
     path = f"onnx/{name}.onnx"
-    (bundle / path).write_text(f"{name}, changed")
+    (bundle / path).write_bytes(onnx_text(f"{name}, changed"))
     data = json.loads((bundle / MANIFEST).read_text())
     entry = file_entry(bundle / path)
     data["files"][path] = {"sha256": entry.sha256, "size": entry.size}

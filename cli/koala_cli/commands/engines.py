@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from koala_bundle.errors import KoalaError
+from koala_bundle.signed import SIGNATURE
 from koala_bundle.targets import find_target
 from koala_cli.errors import print_error
 from koala_cli.extras import require_packages
@@ -60,6 +61,8 @@ def build_for_targets(
             errors.append(result)
         else:
             say(f"{bundle}: {target}: {'built' if result else 'up to date (same ONNX, compiler and options)'}")
+    if any(result is True for result in results.values()) and (bundle / SIGNATURE).exists():
+        note(f"{bundle}: its signature does not cover what was built; sign it again with `koala sign`")
     for error in errors[1:]:
         print_error(error)
     if errors:

@@ -53,7 +53,8 @@ def _inspect_bundle(bundle: Path, as_json: bool) -> None:
 
     manifest = read_manifest(bundle)
     records = _records(bundle)
-    on_device = {name: record for name, record in records.items() if find_target(record.target).has_device}
+    usable = {name: record for name, record in records.items() if record.is_of(manifest)}
+    on_device = {name: record for name, record in usable.items() if find_target(record.target).has_device}
     needed = {name: budget(manifest, record) for name, record in on_device.items()}
     if as_json:
         memory = {
@@ -157,7 +158,7 @@ def _print_engines(manifest: Manifest, records: dict[str, EngineRecord]) -> None
         return
     shown = table("engines", "compiler", "for", "size", "built in", "state")
     for name, record in records.items():
-        current = record.onnx_digests() == manifest.onnx_digests()
+        current = record.is_of(manifest)
         shown.add_row(
             name,
             f"{record.key.compiler} {record.key.compiler_version}",

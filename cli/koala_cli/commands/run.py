@@ -14,11 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from koala_bundle.errors import ArgumentError
-from koala_bundle.files import file_entry
-from koala_bundle.manifest import MANIFEST, read_manifest
-from koala_bundle.swap import whole
+from koala_bundle.manifest import open_manifest
 from koala_cli.files import check_output_file, read_mark, write_output
-from koala_cli.options import Bundle, Device, RunTarget, argument, option
+from koala_cli.options import Bundle, Device, Key, RunTarget, argument, option
 from koala_cli.screen import note, progress_bar, say, stderr
 
 if TYPE_CHECKING:
@@ -68,6 +66,7 @@ def run(
     verify: Annotated[
         bool, option("Check the digest of every file again, not only of changed ones.", "--verify")
     ] = False,
+    key: Key = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show memory and the time of each part.", show_default=False)
     ] = False,
@@ -98,7 +97,7 @@ def run(
     from koala_runtime.repeat import repeat_call, repeated_picture
 
     started = time.monotonic()
-    how: dict[str, Any] = {"low_memory": low_memory, "device": device, "verify": verify}
+    how: dict[str, Any] = {"low_memory": low_memory, "device": device, "verify": verify, "key": key}
     with progress_bar() as update, _messages_to(update), Pipeline(bundle, target, **how) as pipeline:
         loaded = time.monotonic()
         call = {"prompt": prompt, **arguments, **pictures}
@@ -154,7 +153,13 @@ def _open(option: str, path: Path | None) -> Any:
 
     from koala_runtime.pictures import open_picture
 
-    return None if path is None else ImageOps.exif_transpose(open_picture(path, f"--{option} {path}", "pass a picture"))
+    if path is None:
+        return None
+    picture = open_picture(path, f"--{option} {path}", "pass a picture")
+    try:
+        return ImageOps.exif_transpose(picture)
+    except Exception:  # damaged metadata does not say which way is up
+        return picture
 
 
 def _read_repeatable(like: Path, bundle: Path, changes: dict[str, Any], output: Path) -> Recipe:
@@ -163,7 +168,7 @@ def _read_repeatable(like: Path, bundle: Path, changes: dict[str, Any], output: 
     from koala_runtime.repeat import check_repeatable
     from koala_runtime.samplers import choose, make_scheduler
 
-    manifest = read_manifest(bundle)  # refuses what is no bundle
+    manifest, digest = open_manifest(bundle)  # refuses what is no bundle
     if "scheduler" in changes:
         scheduler = choose(changes["scheduler"], make_scheduler(manifest.spec.scheduler))
         changes = {**changes, "scheduler": scheduler.spec.own}
@@ -172,7 +177,7 @@ def _read_repeatable(like: Path, bundle: Path, changes: dict[str, Any], output: 
         recipe = replace(recipe, index=0, count=1)
     if "num_inference_steps" in changes:
         recipe = replace(recipe, timesteps=(), sigmas=())
-    check_repeatable(recipe, file_entry(whole(bundle) / MANIFEST).sha256, like, bundle)
+    check_repeatable(recipe, digest, like, bundle)
     if changes and output.exists() and output.samefile(like):
         raise ArgumentError(
             "output",

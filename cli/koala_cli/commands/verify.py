@@ -1,4 +1,4 @@
-"""``koala verify``: a bundle compared with its checkpoint."""
+"""``koala verify``: a bundle compared with its digests, its signature and its checkpoint."""
 
 from __future__ import annotations
 
@@ -8,19 +8,24 @@ from typing import TYPE_CHECKING, Annotated
 
 from koala_bundle.codec import to_json
 from koala_bundle.errors import ArgumentError, KoalaError
+from koala_bundle.integrity import check_bundle
+from koala_bundle.signed import record_digests
+from koala_bundle.swap import whole
 from koala_cli.commands.verify_layers import compare_by_layer
 from koala_cli.extras import quiet_libraries, require_packages
 from koala_cli.files import check_output_file, write_output
-from koala_cli.options import AsJson, Bundle, Device, Embeddings, OriginalSource, RunTarget, option
+from koala_cli.options import AsJson, Device, Embeddings, Key, RunTarget, argument, option
 from koala_cli.screen import reported_lines, say, say_json, stdout, table, verdict
+from koala_runtime.signature import check_signed
 
 if TYPE_CHECKING:
     from koala_verify.comparison import Verification
 
 
 def verify(
-    source: OriginalSource,
-    bundle: Bundle,
+    source: Annotated[str, argument("SOURCE", "What it was exported from; may be left out.")],
+    bundle: Annotated[Path | None, argument("BUNDLE", "The bundle folder.")] = None,
+    key: Key = None,
     target: RunTarget = None,
     device: Device = None,
     seeds: Annotated[int, option("Pictures per prompt. Default: 1.")] = 1,
@@ -34,11 +39,20 @@ def verify(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Compare a bundle with its checkpoint.
+    """Compare a bundle with its checkpoint, or check its files.
 
-    Every component and whole pictures are compared with PyTorch in float32, or with --layers every layer of one
-    component. Exit code 1 if anything is outside its bounds.
+    koala verify SOURCE BUNDLE compares every component and whole pictures with PyTorch in float32, or with --layers
+    every layer of one component. Exit code 1 if anything is outside its bounds. koala verify BUNDLE compares every file
+    with its digest. With --key both check the signature.
     """
+    if bundle is None:
+        options = {"target": target, "device": device, "html": html, "layers": layers, "save": save}
+        others = {"seeds": None if seeds == 1 else seeds, "embedding": embedding or None}
+        _refuse({**options, **others}, "SOURCE with it, to compare with")
+        _check(Path(source), key, as_json)
+        return
+    if key is not None:
+        check_signed(whole(bundle), key, record_digests(whole(bundle)))
     if layers is not None:
         _refuse(
             {"seeds": seeds if seeds != 1 else None, "html": html}, "nothing beside --layers, which draws no pictures"
@@ -72,6 +86,21 @@ def verify(
             found=f"differences in {findings.failures[0]}",
             fix="export it and build its engines again; the tables say how far off each part is",
         )
+
+
+def _check(bundle: Path, key: str | None, as_json: bool) -> None:
+    """Check every file of a bundle, and its signature where there is a key."""
+    found = whole(bundle)
+    comment = None if key is None else check_signed(found, key, record_digests(found))
+    checked, others = check_bundle(found)
+    if as_json:
+        say_json({"checked": checked, "not_covered": others, "signed": comment})
+        return
+    say(f"{bundle}: {len(checked)} files have their digests")
+    for name in others:
+        say(f"{bundle}: no digest covers {name}")
+    if comment is not None:
+        say(f"{bundle}: signed: {comment.split(chr(9))[-1]}")
 
 
 def _refuse(options: dict[str, object], expected: str) -> None:

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from koala_bundle.errors import BundleError, first_line
+from koala_bundle.errors import BundleError, DeviceError, first_line
 from koala_bundle.tensors import ROW_ALIGNMENT
 from koala_runtime.devices.base import Array, Enqueue, HostGraphs, Tensor
 
 VERSION: str = ort.__version__
+_DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16", "tensor(int32)": "int32", "tensor(uint8)": "uint8"}
 
 
 class CpuDevice(HostGraphs):
@@ -39,7 +40,12 @@ class CpuDevice(HostGraphs):
 
     def allocate(self, nbytes: int) -> int:
         """Return the address of uninitialised memory."""
-        array = np.empty(nbytes + ROW_ALIGNMENT, np.uint8)
+        try:
+            array = np.empty(nbytes + ROW_ALIGNMENT, np.uint8)
+        except MemoryError:
+            raise DeviceError(
+                "memory", expected=f"{nbytes / 1e6:,.0f} MB", found="less", fix="draw fewer steps, or close programs"
+            ) from None
         address = -(-array.ctypes.data // ROW_ALIGNMENT) * ROW_ALIGNMENT
         self._memory[address] = array
         return address
@@ -105,15 +111,11 @@ class OrtEngine:
         # A session's threads spin while they wait for more work, and so take the cores from the next session.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         self._memory, self._index, self._wait = memory, index, wait
+        self._path = path
         try:
             self._session: Any = ort.InferenceSession(str(path), options, providers=[*providers])
         except Exception as error:  # ONNX Runtime's exceptions share no base class of their own
-            raise BundleError(
-                str(path),
-                expected=f"a plan that ONNX Runtime {VERSION} loads",
-                found=first_line(error),
-                fix="build the engines again with `koala engines BUNDLE --target cpu`",
-            ) from error
+            raise self._misfit(f"a plan that ONNX Runtime {VERSION} loads", first_line(error)) from error
 
     @property
     def providers(self) -> list[str]:
@@ -125,8 +127,24 @@ class OrtEngine:
         """Names of the output tensors."""
         return [tensor.name for tensor in self._session.get_outputs()]
 
+    def _misfit(self, expected: str, found: str) -> BundleError:
+        fix = "build the engines again with `koala engines BUNDLE --target cpu`"
+        return BundleError(str(self._path), expected=expected, found=found, fix=fix)
+
+    def _check_edges(self, tensors: Mapping[str, Tensor]) -> None:
+        """Refuse a plan that would read or write other sizes than the memory of ``tensors`` has."""
+        for edge in (*self._session.get_inputs(), *self._session.get_outputs()):
+            at = tensors.get(edge.name)
+            if at is None or (_DTYPES.get(edge.type), tuple(edge.shape)) != (at.dtype, tuple(at.shape)):
+                wanted = "no such tensor" if at is None else f"{edge.name} as {at.dtype} {[*at.shape]}"
+                raise self._misfit(f"{wanted[:200]}, by the manifest", f"{edge.name} as {edge.type} {edge.shape}"[:200])
+
     def bind(self, tensors: Mapping[str, Tensor], activations: int) -> Callable[[], bool]:
-        """Return a function that runs the session on the memory of ``tensors``."""
+        """Return a function that runs the session on the memory of ``tensors``.
+
+        Raises BundleError for a plan with other tensors, or when it fails.
+        """
+        self._check_edges(tensors)
         session, binding = self._session, self._session.io_binding()
         inputs = [tensor.name for tensor in session.get_inputs()]
 
@@ -147,7 +165,10 @@ class OrtEngine:
                 self._wait()
             for name in copied:
                 bind(binding.bind_input, name)
-            session.run_with_iobinding(binding)
+            try:
+                session.run_with_iobinding(binding)
+            except Exception as error:  # ONNX Runtime's, as above
+                raise self._misfit("a plan that runs", first_line(error)) from error
             return True
 
         return run

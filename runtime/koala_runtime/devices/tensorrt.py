@@ -6,6 +6,7 @@ it was captured with. Scratch memory comes from outside, so that all plans share
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Callable, Mapping
@@ -22,14 +23,20 @@ from koala_runtime.devices.cuda import CudaDevice
 from koala_runtime.devices.tensorrt_memory import make_allocator
 
 _log = logging.getLogger(__name__)
+_SEAL_BYTES = hashlib.sha256().digest_size
 
 
 class KernelCache:
-    """Kernels that TensorRT-RTX compiled for this GPU: kept over loads of a plan and, where possible, in a file."""
+    """Kernels that TensorRT-RTX compiled for this GPU: kept over loads of a plan and, where possible, in a file.
+
+    The file begins with the SHA-256 of what follows; one that is damaged is as good as none.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.data = path.read_bytes() if path.is_file() else b""
+        content = path.read_bytes() if path.is_file() else b""
+        seal, data = content[:_SEAL_BYTES], content[_SEAL_BYTES:]
+        self.data = data if hashlib.sha256(data).digest() == seal else b""
 
     def save(self, data: bytes) -> None:
         """Keep ``data``; writes the file if it differs."""
@@ -37,7 +44,8 @@ class KernelCache:
             return
         self.data = data
         try:
-            write_atomic(self.path, data)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.path, hashlib.sha256(data).digest() + data)
         except OSError as error:
             _log.warning("the kernels compiled for this GPU cannot be kept: %s", error)
 

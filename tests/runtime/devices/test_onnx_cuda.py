@@ -101,10 +101,10 @@ def test_our_stream_and_memory_are_used(model: Path, monkeypatch: pytest.MonkeyP
             return [PROVIDER, "CPUExecutionProvider"]
 
         def get_inputs(self) -> list[Any]:
-            return [SimpleNamespace(name="x")]
+            return [SimpleNamespace(name="x", type="tensor(float16)", shape=[4])]
 
         def get_outputs(self) -> list[Any]:
-            return [SimpleNamespace(name="y")]
+            return [SimpleNamespace(name="y", type="tensor(float16)", shape=[4])]
 
         def get_input_memory_infos(self) -> list[Any]:
             return [SimpleNamespace(name=asked["place"])]

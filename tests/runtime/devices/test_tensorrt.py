@@ -196,7 +196,7 @@ def test_compiled_kernels_are_kept_and_found(path: Path, caplog: pytest.LogCaptu
         assert "denoiser: compiling kernels for this GPU" in caplog.text
         assert kept.exists() == damaged
         plan.save_kernel_cache()
-        assert kept.read_bytes() == b"kernels for this GPU"
+        assert KernelCache(kept).data == b"kernels for this GPU"
     caplog.clear()
     settings = RtxSettings()
     plan = load(path, Library(settings, Context()))
@@ -233,7 +233,7 @@ def test_kernels_that_later_runs_compile_are_kept_too(path: Path) -> None:
     for compiled in (b"", b"kernels of one run", b"kernels of two runs"):
         settings.cache.serialize = lambda compiled=compiled: compiled  # type: ignore[attr-defined]
         plan.save_kernel_cache()
-        assert (kept.read_bytes() if kept.exists() else b"") == compiled
+        assert KernelCache(kept).data == compiled
 
 
 def test_what_the_library_refuses_is_one_sentence(path: Path) -> None:

@@ -203,9 +203,9 @@ def test_a_link_that_leads_nowhere_yet(smallest: Path, tmp_path: Path) -> None:
 
 
 def test_a_link_in_place_of_engines(own: Path, tmp_path: Path) -> None:
-    (own / "engines/cpu").rename(tmp_path / "elsewhere")
-    (own / "engines/cpu").symlink_to(tmp_path / "elsewhere")
-    (tmp_path / "elsewhere/engine.json").unlink()
+    (own / "engines/cpu").rename(own / "elsewhere")
+    (own / "engines/cpu").symlink_to(own / "elsewhere")
+    (own / "elsewhere/engine.json").unlink()
     assert run_app(["engines", str(own), "--target", "cpu"]) == 0
     assert (own / "engines/cpu").is_symlink()
     assert open_engines(own, "cpu").record.plans
