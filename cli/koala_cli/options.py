@@ -65,6 +65,9 @@ Source: TypeAlias = Annotated[
 Key: TypeAlias = Annotated[
     str | None, option("A minisign public key, or its file, that must have signed the bundle.", metavar="<key>")
 ]
+SignedBy: TypeAlias = Annotated[
+    str | None, option("A minisign public key, or its file, that must have signed the bundle.", metavar="<key>")
+]
 OriginalSource: TypeAlias = Annotated[str, argument("SOURCE", "What the bundle was exported from.")]
 Bundle: TypeAlias = Annotated[Path, argument("BUNDLE", "The bundle folder.")]
 

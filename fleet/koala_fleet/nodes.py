@@ -18,8 +18,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from koala_bundle.checked import cache_folder
 from koala_bundle.engine_record import ENGINES
 from koala_bundle.errors import KoalaError, TargetError
-from koala_bundle.files import file_entry, inside, relative
+from koala_bundle.files import file_entry, relative
 from koala_bundle.manifest import MANIFEST, TOKENIZERS, read_manifest
+from koala_bundle.places import inside
 from koala_bundle.swap import whole
 
 _FIX = "ship the bundle again"

@@ -6,7 +6,6 @@ AUTOMATIC1111 web UI, which many viewers and sites read.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 

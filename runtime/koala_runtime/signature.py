@@ -62,7 +62,7 @@ def read_public_key(key: str | Path) -> PublicKey:
     except (OSError, Error, ValueError, BundleError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise ArgumentError(
-            "key",
+            "public key",
             expected="a minisign public key, or the file of one",
             found=f"{str(key)[:200]!r} ({reason[:1].lower()}{reason[1:]})",
             fix="pass what `koala sign --generate` or `minisign -G` wrote to the .pub file",

@@ -25,6 +25,8 @@ from koala_bundle.manifest import MANIFEST
 from koala_bundle.targets import CPU
 from tests.fuzz.mutate import NAMES, NUMBERS, change_bytes, change_json, dump
 
+BUNDLE_VARIABLE = "KOALA_FUZZ_BUNDLE"
+"""koala-tiny's bundle, which the parent of a worker makes: a worker then needs no torch."""
 CANARY = "canary.data"
 """A file outside of the bundle: nothing may read it."""
 PROMPTS = ("", "a koala", "a" * 20_000, "! " * 10_000, "é" * 20_000, "<|endoftext|>" * 1_500, "\u0301" * 20_000)
@@ -39,9 +41,7 @@ class Kind(Protocol):
 
 def own_bundle(folder: Path) -> Path:
     """Copy koala-tiny's bundle beside a canary; large files are links, which are replaced and never changed."""
-    from tests.support import bundles
-
-    own = shutil.copytree(bundles.bundle(bundles.TINY), folder / "bundle", copy_function=os.link)
+    own = shutil.copytree(os.environ[BUNDLE_VARIABLE], folder / "bundle", copy_function=os.link)
     (folder / CANARY).write_bytes(bytes(2**16))
     return own
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.fuzz.kinds import BUNDLE_VARIABLE
+from tests.support import bundles
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 10.0
@@ -33,6 +37,7 @@ def _quiet(seed: int, ended: str) -> None:
 
 def run_kind(name: str, first: int, count: int, progress: Callable[[int, str], None] = _quiet) -> Tally:
     """Read the inputs of ``count`` seeds from ``first``; the result depends on these alone."""
+    os.environ[BUNDLE_VARIABLE] = str(bundles.bundle(bundles.TINY))
     tally, end = Tally(), first + count
     while first < end:
         with tempfile.TemporaryDirectory() as folder:

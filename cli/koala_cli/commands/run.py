@@ -16,7 +16,7 @@ import typer
 from koala_bundle.errors import ArgumentError
 from koala_bundle.manifest import open_manifest
 from koala_cli.files import check_output_file, read_mark, write_output
-from koala_cli.options import Bundle, Device, Key, RunTarget, argument, option
+from koala_cli.options import Bundle, Device, RunTarget, SignedBy, argument, option
 from koala_cli.screen import note, progress_bar, say, stderr
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def run(
     verify: Annotated[
         bool, option("Check the digest of every file again, not only of changed ones.", "--verify")
     ] = False,
-    key: Key = None,
+    signed_by: SignedBy = None,
     verbose: Annotated[
         bool, typer.Option("--verbose", "-v", help="Show memory and the time of each part.", show_default=False)
     ] = False,
@@ -97,7 +97,7 @@ def run(
     from koala_runtime.repeat import repeat_call, repeated_picture
 
     started = time.monotonic()
-    how: dict[str, Any] = {"low_memory": low_memory, "device": device, "verify": verify, "key": key}
+    how: dict[str, Any] = {"low_memory": low_memory, "device": device, "verify": verify, "key": signed_by}
     with progress_bar() as update, _messages_to(update), Pipeline(bundle, target, **how) as pipeline:
         loaded = time.monotonic()
         call = {"prompt": prompt, **arguments, **pictures}

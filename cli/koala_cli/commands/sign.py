@@ -42,7 +42,7 @@ def sign(
     """Sign a bundle, or make the keys for it.
 
     The signature covers manifest.json and every engine.json, and so, by their digests, every file. Sign after koala
-    engines. Others check it with koala verify --key, koala run --key, or minisign.
+    engines. Others check it with koala verify --key, koala run --signed-by, or minisign.
     """
     require_minisign()
     if generate is not None:
