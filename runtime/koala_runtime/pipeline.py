@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Self, Unpack, cast
 
 from koala_bundle.errors import ArgumentError, DeviceError
-from koala_bundle.manifest import TOKENIZERS
 from koala_runtime.arguments import Arguments, Text
 from koala_runtime.budget import budget
 from koala_runtime.devices.base import Array
@@ -21,7 +20,7 @@ from koala_runtime.opening import open_executor
 from koala_runtime.output import DeviceImages, PipelineOutput, hand_over
 from koala_runtime.process import Owner, refuse_copy
 from koala_runtime.program import IMAGE, Program, make_encoder_program, make_program
-from koala_runtime.prompts import PromptEncoder
+from koala_runtime.prompts import open_encoder
 from koala_runtime.recipe import Recipe, make_recipe
 from koala_runtime.request import Request, make_request
 from koala_runtime.run import Run
@@ -72,17 +71,7 @@ class Pipeline:
         self.manifest, self.target, self.digest = engines.manifest, engines.target, engines.digest
         self._scheduler = make_scheduler(engines.manifest.spec.scheduler)
         self.budget = budget(engines.manifest, engines.record)
-        self._encoder = PromptEncoder(
-            (engines.path / TOKENIZERS[0], engines.path / TOKENIZERS[1]),
-            self.manifest.profile.prompt_chunks,
-            tuple(entry.sha256 for entry in engines.tokenizers) or (None, None),
-        )
-        first, second = (self.manifest.spec.text_encoder, self.manifest.spec.text_encoder_2)
-        self._encoder.check_sizes(
-            first.sequence_length * self.manifest.profile.prompt_chunks,
-            (first.vocab_size, second.vocab_size),
-            engines.path,
-        )
+        self._encoder = open_encoder(engines.path, self.manifest, engines.tokenizers)
         self.executor = executor(engines, low_memory)
         self._runs: dict[ProgramKey | None, Run] = {}
         self._turn = threading.Lock()

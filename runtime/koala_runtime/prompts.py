@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from koala_bundle.errors import ArgumentError, BundleError, is_failure
-from koala_bundle.manifest import TOKENIZER_FILE
+from koala_bundle.files import FileEntry
+from koala_bundle.manifest import TOKENIZER_FILE, TOKENIZERS, Manifest
 from koala_runtime.weighting import Fragment, parse
 
 MAX_CHARACTERS = 20_000  # far beyond what a model reads; stops a document pasted by mistake
@@ -87,6 +88,15 @@ class _Encoded:
 
     tokens: Tokens
     cut: dict[str, int]
+
+
+def open_encoder(bundle: Path, manifest: Manifest, files: Sequence[FileEntry] = ()) -> PromptEncoder:
+    """Return the tokenizers of a bundle; what is read must have the digests of ``files``. Raises BundleError."""
+    chunks, digests = manifest.profile.prompt_chunks, tuple(entry.sha256 for entry in files) or (None, None)
+    encoder = PromptEncoder((bundle / TOKENIZERS[0], bundle / TOKENIZERS[1]), chunks, digests)
+    first, second = manifest.spec.text_encoder, manifest.spec.text_encoder_2
+    encoder.check_sizes(first.sequence_length * chunks, (first.vocab_size, second.vocab_size), bundle)
+    return encoder
 
 
 class _ChunkTokenizer:

@@ -131,13 +131,13 @@ def open_engines(
         )
     folder = whole(engine_folder(path, chosen, variant))
     states = {name: file_state(inside(folder, name, rebuild, path)) for name in record.files}
-    tokenizers = _check_tokenizers(path, manifest, verify)
+    tokenizers = check_tokenizers(path, manifest, verify)
     _check_plan_files(path, folder, chosen, record, rebuild, verify)
     _check_plans(path, chosen, variant, record)
     return EngineSet(path, digest, manifest, chosen, variant, record, device, states, tokenizers, key is not None)
 
 
-def _check_tokenizers(path: Path, manifest: Manifest, verify: bool) -> tuple[FileEntry, ...]:
+def check_tokenizers(path: Path, manifest: Manifest, verify: bool) -> tuple[FileEntry, ...]:
     """Check both tokenizers; return their entries in the manifest."""
     fix = f"export the bundle again with `koala export SOURCE {path}`"
     names = [f"{folder}/{TOKENIZER_FILE}" for folder in TOKENIZERS]

@@ -7,16 +7,15 @@ from typing import cast
 
 from PIL import Image
 
-from koala_bundle.checked import check_files_once
 from koala_bundle.errors import ArgumentError
-from koala_bundle.files import file_entry
-from koala_bundle.manifest import MANIFEST, TOKENIZERS, read_manifest
+from koala_bundle.manifest import open_manifest
 from koala_bundle.swap import whole
 from koala_bundle.targets import CPU
 from koala_runtime.arguments import Arguments
-from koala_runtime.prompts import PromptEncoder
+from koala_runtime.prompts import open_encoder
 from koala_runtime.request import make_request
 from koala_runtime.samplers import available, label, make_scheduler
+from koala_runtime.selection import check_tokenizers
 from koala_serve.batching import make_row
 from koala_serve.drawing import call_arguments, open_image
 from koala_serve.image_request import ImageRequest
@@ -28,10 +27,8 @@ class RequestChecker:
 
     def __init__(self, bundle: Path, settings: Settings) -> None:
         path = whole(bundle.absolute())
-        self.manifest, self.digest = read_manifest(path), file_entry(path / MANIFEST).sha256
-        tokenizers = {name: entry for name, entry in self.manifest.files.items() if name.startswith(TOKENIZERS)}
-        check_files_once(path, tokenizers, f"export the bundle again with `koala export SOURCE {path}`")
-        self._encoder = PromptEncoder((path / TOKENIZERS[0], path / TOKENIZERS[1]), self.manifest.profile.prompt_chunks)
+        self.manifest, self.digest = open_manifest(path)
+        self._encoder = open_encoder(path, self.manifest, check_tokenizers(path, self.manifest, verify=False))
         self._scheduler = make_scheduler(self.manifest.spec.scheduler)
         self.scheduler = label(self.manifest.spec.scheduler)
         self.schedulers = tuple(available(self.manifest.spec.scheduler))

@@ -235,9 +235,10 @@ class Model:
 
     def _draw_again(self, pictures: list[Picture], worker: Worker) -> None:
         """Put pictures whose worker died back to the front of the queue: drawn again, they are the same."""
-        self._metrics.worker_deaths.labels(self.name).inc()
-        self._ready.discard(worker)
-        _log.warning("%s: a worker ended while it drew", self.name)
+        if worker in self._ready:  # not told yet by another of its batches
+            self._ready.discard(worker)
+            self._metrics.worker_deaths.labels(self.name).inc()
+            _log.warning("%s: a worker ended while it drew", self.name)
         for picture in reversed(pictures):
             if picture.job.is_over:
                 continue

@@ -1,7 +1,7 @@
 """The kinds of input that strangers send, each with the code that reads it.
 
 A kind is made once per process, in a folder of its own, and then reads one changed input per seed: ``try_seed`` returns
-``accepted`` or raises KoalaError. Whatever else happens is a finding. The server's bodies will be a kind here, too.
+``accepted`` or raises KoalaError. Whatever else happens is a finding.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from koala_bundle.errors import KoalaError
 from koala_bundle.files import SEAL, file_entry, seal_of
 from koala_bundle.manifest import MANIFEST
 from koala_bundle.targets import CPU
+from tests.fuzz.bodies import Bodies
 from tests.fuzz.mutate import NAMES, NUMBERS, change_bytes, change_json, dump
 
 BUNDLE_VARIABLE = "KOALA_FUZZ_BUNDLE"
@@ -447,6 +448,7 @@ KINDS: dict[str, Callable[[Path], Kind]] = {
     "signature": Signature,
     "learned-words": LearnedWords,
     "links": Links,
+    "bodies": Bodies,
 }
 
 
@@ -456,8 +458,9 @@ SHARES = {
     "tokenizer": 3,
     "checkpoint-tokenizer": 10,
     "onnx": 3,
-    "recipe": 20,
-    "picture": 30,
+    "recipe": 15,
+    "picture": 20,
+    "bodies": 15,
     "signature": 2,
     "learned-words": 20,
     "links": 1,

@@ -7,7 +7,16 @@ import pytest
 from tests.fuzz.kinds import KINDS
 from tests.fuzz.runs import run_kind
 
-COUNTS = {"manifest": 60, "engine-record": 60, "tokenizer": 40, "onnx": 40, "recipe": 60, "picture": 100, "links": 20}
+COUNTS = {
+    "manifest": 60,
+    "engine-record": 60,
+    "tokenizer": 40,
+    "onnx": 40,
+    "recipe": 60,
+    "picture": 100,
+    "links": 20,
+    "bodies": 300,
+}
 
 
 @pytest.mark.parametrize("name", COUNTS)

@@ -13,7 +13,7 @@ from koala_bundle.manifest import MANIFEST, read_manifest
 from koala_bundle.swap import whole
 from koala_cli.extras import require_packages
 from koala_cli.files import make_output_folder
-from koala_cli.options import Bundle, Device, RayAddress, RunTarget, argument, option
+from koala_cli.options import Bundle, Device, RayAddress, RunTarget, SignedBy, argument, option
 from koala_cli.screen import note, progress_bar, say
 
 
@@ -27,6 +27,7 @@ def batch(
     low_memory: Annotated[
         bool, option("Keep on the GPU only what a phase needs; this is slower.", "--low-memory")
     ] = False,
+    signed_by: SignedBy = None,
     ray: RayAddress = None,
     workers: Annotated[int, option("With --ray: how many there are. Default: 1.", metavar="<N>")] = 1,
     worker_cpus: Annotated[float, option("With --ray: processors of each. Default: 1.", metavar="<N>")] = 1.0,
@@ -50,7 +51,7 @@ def batch(
     before = len(results.done)
     try:
         with progress_bar() as update:
-            options = {"target": target, "low_memory": low_memory}
+            options = {"target": target, "low_memory": low_memory, "key": signed_by}
             if len(results.done) == count:
                 pass
             elif ray is None:

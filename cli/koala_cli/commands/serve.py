@@ -12,7 +12,7 @@ import typer
 from koala_bundle.errors import ArgumentError
 from koala_cli.extras import require_packages
 from koala_cli.files import read_mark
-from koala_cli.options import RayAddress, RunTarget, argument, option
+from koala_cli.options import RayAddress, RunTarget, SignedBy, argument, option
 from koala_cli.screen import note
 
 API_KEY_VARIABLE = "KOALA_API_KEY"
@@ -31,6 +31,7 @@ def serve(
     low_memory: Annotated[
         bool, option("Keep on the GPU only what a phase needs; this is slower.", "--low-memory")
     ] = False,
+    signed_by: SignedBy = None,
     ray: RayAddress = None,
     replicas: Annotated[
         str, option("With --ray: how many draw each bundle, at least and at most. Default: 1,1.", metavar="<N,N>")
@@ -86,7 +87,7 @@ def serve(
         log_prompts=log_prompts,
     )
 
-    options = {"target": target, "low_memory": low_memory}
+    options = {"target": target, "low_memory": low_memory, "key": signed_by}
     finish = Finish(read_mark(mark, certificate, key, "PNG", "mark"), on_image)
     finish.hook()
 
