@@ -44,9 +44,10 @@ def is_root() -> bool:
 
 def runs_as_user(python: str) -> bool:
     """Whether the image's user, or this one where it cannot be another, can run ``python``."""
-    check = "import sys; sys.exit(sys.version_info < (3, 11) or not sys.executable)"
+    check = "import sys; sys.exit(sys.version_info < (3, 11))"
     try:
-        return subprocess.run([*AS_USER, python, "-c", check], cwd="/", check=False).returncode == 0
+        # setpriv itself still starts what its user may not; env does not.
+        return subprocess.run([*AS_USER, "env", python, "-c", check], cwd="/", check=False).returncode == 0
     except OSError:
         return False
 
