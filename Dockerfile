@@ -22,9 +22,11 @@ COPY --from=build /opt/koala /opt/koala
 RUN useradd --uid 10001 --user-group --no-create-home --home-dir /cache koala \
     && install --directory --mode 1777 /cache
 USER 10001:10001
-# The driver's libraries come from the host; these are the ones that a GPU target needs.
+# ONNX Runtime reports to its makers unless it is told not to. The driver's libraries come from the host; these are the
+# ones that a GPU target needs.
 ENV PATH=/opt/koala/bin:$PATH \
     KOALA_CACHE_DIR=/cache \
+    ORT_DISABLE_TELEMETRY=1 \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 EXPOSE 8000
 STOPSIGNAL SIGTERM
