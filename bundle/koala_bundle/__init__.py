@@ -11,4 +11,9 @@
 - ``errors``: every error that is raised on purpose
 """
 
+import os
+
 __version__ = "0.1.0"
+
+# ONNX Runtime 1.31 reports to its makers unless it is told not to before it is imported; this package comes first.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

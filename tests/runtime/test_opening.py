@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -145,3 +148,18 @@ def test_plans_of_another_version_are_refused(small: Path, monkeypatch: pytest.M
     for target in ("cpu", "simulated"):
         with pytest.raises(TargetError, match=r"expected plans of onnxruntime 0\.1, which is installed, found plans"):
             Pipeline(small, target)
+
+
+SWITCH = "ORT_DISABLE_TELEMETRY"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into the folder where ONNX Runtime keeps its reports there")
+@pytest.mark.parametrize("told", [None, "0"])
+def test_onnx_runtime_reports_to_nobody(told: str | None, small: Path, tmp_path: Path) -> None:
+    """Unless the user says so, which shows that the test can fail."""
+    environment = {name: value for name, value in os.environ.items() if name not in (SWITCH, "HOME")}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)} | ({} if told is None else {SWITCH: told})
+    script = f"from koala_runtime import Pipeline\nPipeline({str(small)!r}, 'cpu').close()"
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)
+    reports = [path for path in tmp_path.rglob("*") if "onnxruntime" in path.name]
+    assert bool(reports) == (told is not None)
