@@ -25,6 +25,7 @@ from koala_bundle.manifest import MANIFEST
 from koala_bundle.targets import CPU
 from tests.fuzz.bodies import Bodies
 from tests.fuzz.mutate import NAMES, NUMBERS, change_bytes, change_json, dump
+from tests.support.copies import copy_bundle
 
 BUNDLE_VARIABLE = "KOALA_FUZZ_BUNDLE"
 """koala-tiny's bundle, which the parent of a worker makes: a worker then needs no torch."""
@@ -41,8 +42,8 @@ class Kind(Protocol):
 
 
 def own_bundle(folder: Path) -> Path:
-    """Copy koala-tiny's bundle beside a canary; large files are links, which are replaced and never changed."""
-    own = shutil.copytree(os.environ[BUNDLE_VARIABLE], folder / "bundle", copy_function=os.link)
+    """Copy koala-tiny's bundle beside a canary."""
+    own = copy_bundle(Path(os.environ[BUNDLE_VARIABLE]), folder / "bundle")
     (folder / CANARY).write_bytes(bytes(2**16))
     return own
 

@@ -76,8 +76,8 @@ def _run_worker(
             is_open = not said
             if said:
                 _count(tally, seed, said[0], progress)
-    for reader in readers:
-        reader.join()
+        for reader in readers:  # to the end of what they read, before it is closed
+            reader.join()
     if seed is None:
         raise RuntimeError(f"{name}: no worker starts: {''.join(errors)[-2000:]}")
     if is_open:

@@ -14,13 +14,14 @@ from koala_bundle.errors import ArgumentError, BundleError
 from koala_cli.main import run_app
 from koala_runtime import Pipeline
 from koala_runtime.selection import open_engines
+from tests.support.copies import copy_bundle
 
 pytest.importorskip("minisign")
 
 
 @pytest.fixture
 def signed(tmp_path: Path, bundle: Callable[..., Path]) -> Path:
-    own = shutil.copytree(bundle("koala-tiny"), tmp_path / "bundle", copy_function=os.link)
+    own = copy_bundle(bundle("koala-tiny"), tmp_path / "bundle")
     assert run_app(["sign", "--generate", str(tmp_path / "my.key"), "--no-password"]) == 0
     assert run_app(["sign", str(own), "--key", str(tmp_path / "my.key")]) == 0
     return own

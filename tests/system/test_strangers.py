@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +19,12 @@ from koala_bundle.places import inside
 from koala_cli.main import run_app
 from koala_runtime.pictures import open_picture
 from koala_runtime.selection import open_engines
+from tests.support.copies import copy_bundle
 
 
 @pytest.fixture
 def own(tmp_path: Path, bundle: Callable[..., Path]) -> Path:
-    return shutil.copytree(bundle("koala-tiny"), tmp_path / "bundle", copy_function=os.link)
+    return copy_bundle(bundle("koala-tiny"), tmp_path / "bundle")
 
 
 def rewrite(path: Path, change: Callable[[Any], object]) -> None:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import random
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +17,7 @@ import pytest
 
 from koala_bundle.errors import KoalaError
 from koala_runtime.selection import open_engines
+from tests.support.copies import copy_bundle
 from tests.system.cases.support import CONFIGS, TOKENIZER, Case, assert_equal, copy_checkpoint, diffusers_of, read
 
 FILES = (*CONFIGS, TOKENIZER, "tokenizer_2/special_tokens_map.json", "tokenizer/vocab.json", "unet/index.json")
@@ -117,7 +116,7 @@ def test_checkpoints_for_three_minutes(fuzzed: Fuzzed) -> None:
 @pytest.mark.parametrize("count", [240, pytest.param(4000, marks=pytest.mark.full)])
 def test_bundles(bundle: Callable[..., Path], tmp_path: Path, count: int) -> None:
     """A record that says something else than what was written is refused: no number is taken on trust."""
-    own = shutil.copytree(bundle("koala-700m-like"), tmp_path / "bundle", copy_function=os.link)
+    own = copy_bundle(bundle("koala-700m-like"), tmp_path / "bundle")
     for seed in range(count):
         draw, file = random.Random(seed), RECORDS[seed % (2 if seed % 20 else 4)]
         path = own / file

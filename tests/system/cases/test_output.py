@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from koala_cli.main import run_app
+from tests.support.copies import copy_bundle
 
 SHAPE = "koala-700m-like"
 Mount = Callable[..., Path]
@@ -149,7 +149,7 @@ def test_bundles_of_any_name(
 ) -> None:
     place = tmp_path / name
     place.parent.mkdir(exist_ok=True)
-    shutil.copytree(bundle(SHAPE), place, copy_function=os.link)
+    copy_bundle(bundle(SHAPE), place)
     assert run_app(["inspect", str(place)]) == 0
     capsys.readouterr()
     assert run_app(["engines", str(place), "--target", "cpu"]) == 0

@@ -16,6 +16,7 @@ from koala_bundle.swap import RECORDS, Staging, prepare_output, real_path, resto
 from koala_cli.main import run_app
 from koala_runtime import Pipeline
 from koala_runtime.selection import open_engines
+from tests.support.copies import copy_bundle
 
 SHAPE = "koala-700m-like"
 DRAW = ("a cat", "--steps", "1", "--seed", "0", "--target", "cpu")
@@ -24,8 +25,8 @@ Mount = Callable[..., Path]
 
 @pytest.fixture
 def own(tmp_path: Path, bundle: Callable[..., Path]) -> Path:
-    """A bundle of the test's own; its files are links, so they are replaced and not changed."""
-    return shutil.copytree(bundle(SHAPE), tmp_path / "bundle", copy_function=os.link)
+    """A bundle of the test's own."""
+    return copy_bundle(bundle(SHAPE), tmp_path / "bundle")
 
 
 def hub_cache(source: Path, root: Path) -> Path:
