@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -21,12 +22,18 @@ Unit: TypeAlias = tuple[PromptRow, ...]
 Update: TypeAlias = Callable[[str, float], None]
 
 
-def check_prompts(path: Path, seed: int = 0) -> int:
-    """Read a file of prompts to its end and return how many rows it has. Raises ArgumentError."""
-    count = sum(1 for _ in read_prompts(path, seed))
+def check_prompts(path: Path, seed: int = 0) -> tuple[int, str]:
+    """Read a file of prompts to its end; return how many rows it has and a SHA-256 of them, their pictures included.
+
+    Raises ArgumentError.
+    """
+    count, digest = 0, hashlib.sha256()
+    for row in read_prompts(path, seed):
+        count += 1
+        digest.update(repr(row).encode())
     if not count:
         raise ArgumentError(str(path), expected="prompts", found="none", fix="write one per line")
-    return count
+    return count, digest.hexdigest()
 
 
 def units(rows: Iterable[PromptRow], batch: int) -> Iterator[Unit]:

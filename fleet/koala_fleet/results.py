@@ -5,17 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from koala_bundle.codec import CodecError, from_json, to_json
 from koala_bundle.errors import ArgumentError, KoalaError
-from koala_bundle.files import file_entry, write_atomic, write_json
+from koala_bundle.files import write_atomic, write_json
 from koala_fleet.prompts import PromptRow
 
-RESULTS, RECORD = "results.jsonl", "batch.json"
+RESULTS, RECORD, LOCK = "results.jsonl", "batch.json", ".lock"
 
 
 @dataclass(frozen=True)
@@ -32,15 +34,16 @@ class Result:
 
 @dataclass(frozen=True)
 class Record:
-    """What the pictures in a folder were drawn from: digests of the file of prompts and of the bundle, and options."""
+    """What the pictures in a folder were drawn from: digests of the rows, and of the bundle's manifest."""
 
     prompts: str
     bundle: str
-    options: dict[str, str]
 
 
 class Results:
     """The results in a folder, each row's exactly once; a kill leaves whole lines and whole pictures.
+
+    One process at a time writes to a folder. Raises ArgumentError for another, and for a folder of other results.
 
     A picture is written before its line, so that a row without a line is drawn again, to the same bytes. ``done`` are
     the indices of the rows that have a line.
@@ -48,17 +51,17 @@ class Results:
 
     def __init__(self, folder: Path, record: Record) -> None:
         self._folder, self._path = folder, folder / RESULTS
-        _check_record(folder / RECORD, record)
-        self.done: set[int] = set()
         self.failed = 0
-        for result in self._kept():
-            self.done.add(result.index)
-            self.failed += result.error is not None
-        self._stream = self._path.open("a", encoding="utf-8", newline="\n")
+        with ExitStack() as held:
+            _hold(folder / LOCK, held)
+            _check_record(folder / RECORD, record)
+            self.done = {result.index for result in self._kept()}
+            self._stream = held.enter_context(self._path.open("a", encoding="utf-8", newline="\n"))
+            self._held = held.pop_all()
 
     def close(self) -> None:
-        """Close the file; it is whole at any time."""
-        self._stream.close()
+        """Close the file, which is whole at any time, and let others write to the folder."""
+        self._held.close()
 
     def finish(self, row: PromptRow, file: bytes) -> None:
         """Keep a picture."""
@@ -81,7 +84,10 @@ class Results:
         self.done.add(result.index)
 
     def _kept(self) -> list[Result]:
-        """Return the pictures of earlier runs; removes lines that a kill cut off, and failures, to be tried again."""
+        """Return the pictures of earlier runs; removes other lines, whose rows are drawn again.
+
+        These are lines that a kill cut off, failures, and those of pictures that are no longer there.
+        """
         if not self._path.exists():
             return []
         whole = []
@@ -90,15 +96,10 @@ class Results:
                 result = from_json(Result, _empty() | json.loads(line))
             except (ValueError, RecursionError, TypeError):
                 continue
-            if result.error is None:
+            if result.file is not None and (self._folder / result.file).is_file():
                 whole.append(result)
         write_atomic(self._path, "".join(map(_line, whole)).encode())
         return whole
-
-
-def record_of(prompts: Path, bundle_digest: str, options: Mapping[str, Any]) -> Record:
-    """Return the record of a run."""
-    return Record(file_entry(prompts).sha256, bundle_digest, {name: str(value) for name, value in options.items()})
 
 
 def _empty() -> dict[str, Any]:
@@ -110,6 +111,20 @@ def _line(result: Result) -> str:
     return json.dumps(told, ensure_ascii=False) + "\n"
 
 
+def _hold(path: Path, held: ExitStack) -> None:
+    """Take a folder's lock. Disks without locks, which filelock tells by NotImplementedError, are used without."""
+    try:
+        with suppress(NotImplementedError):
+            held.enter_context(FileLock(path, timeout=0))
+    except Timeout:
+        raise ArgumentError(
+            str(path.parent),
+            expected="a folder to which nothing else writes",
+            found="another `koala batch` at work in it",
+            fix="wait for it, or choose another folder",
+        ) from None
+
+
 def _check_record(path: Path, record: Record) -> None:
     """Write the record of a new folder; refuse one with results of something else."""
     if not path.exists():
@@ -118,13 +133,14 @@ def _check_record(path: Path, record: Record) -> None:
     try:
         kept = from_json(Record, json.loads(path.read_text("utf-8")))
     except (ValueError, RecursionError, CodecError):
-        kept = Record("", "", {})
-    for what in ("prompts", "bundle", "options"):
-        before, now = getattr(kept, what), getattr(record, what)
-        if before != now:
-            raise ArgumentError(
-                str(path.parent),
-                expected="results of the same prompts, bundle and options",
-                found=f"results of other {what}" + (f" ({before}, now {now})" if what == "options" else ""),
-                fix="choose another folder, or remove this one",
-            )
+        kept = Record("", "")
+    others = [what for what in ("prompts", "bundle") if getattr(kept, what) != getattr(record, what)]
+    if others:
+        raise ArgumentError(
+            str(path.parent),
+            expected="results of the same prompts, pictures, seed and bundle",
+            found="results of another bundle"
+            if others == ["bundle"]
+            else "results of other prompts, pictures or seeds",
+            fix="choose another folder, or remove this one",
+        )

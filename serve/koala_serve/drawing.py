@@ -16,6 +16,7 @@ from PIL import Image, ImageOps
 
 from koala_bundle.codec import to_json
 from koala_bundle.errors import ArgumentError, DeviceError, KoalaError
+from koala_runtime.pictures import FORMATS
 from koala_serve.encoding import Finish, encode
 from koala_serve.errors import FaultError
 from koala_serve.worker import Batch, Event, Finished, Free, Refused, Row, Stepped
@@ -111,7 +112,7 @@ def call_arguments(rows: Sequence[Row], shared: Mapping[str, Any]) -> dict[str, 
 def open_image(file: bytes | None) -> Image.Image:
     """Return the picture in a file, the right way up. Raises ArgumentError for a file that is none."""
     try:
-        return ImageOps.exif_transpose(Image.open(BytesIO(file or b"")))
+        return ImageOps.exif_transpose(Image.open(BytesIO(file or b""), formats=FORMATS))
     except Exception as error:  # each format's own
         raise ArgumentError(
             "image", expected="a picture", found=f"a file that Pillow cannot read ({error})", fix="send a PNG or JPEG"

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 from koala_bundle.errors import ArgumentError
@@ -72,7 +73,17 @@ def test_rows_are_drawn_as_calls_would_draw_them(
         name: data for name, data in kept.items() if name.endswith(".png")
     }
     assert run_app(["batch", str(bundle), str(prompts), str(tmp_path / "out")]) == 2
-    assert "results of other options" in capsys.readouterr().err
+    assert "results of other prompts, pictures or seeds" in capsys.readouterr().err
+    (tmp_path / "out/blue.png").unlink()
+    with FileLock(tmp_path / "out/.lock"):
+        assert run_app(["batch", str(bundle), str(prompts), str(tmp_path / "out"), "--seed", "10"]) == 2
+    assert "another `koala batch` at work in it" in capsys.readouterr().err
+    assert run_app(["batch", str(bundle), str(prompts), str(tmp_path / "out"), "--seed", "10"]) == 1
+    assert "3 rows done now, 3 before, 2 failed" in capsys.readouterr().err
+    assert (tmp_path / "out/blue.png").read_bytes() == kept["blue.png"]
+    start.rotate(90).save(tmp_path / "start.png")
+    assert run_app(["batch", str(bundle), str(prompts), str(tmp_path / "out"), "--seed", "10"]) == 2
+    assert "results of other prompts, pictures or seeds" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kills")

@@ -41,13 +41,12 @@ def batch(
     an interruption, and tries rows again that failed.
     """
     from koala_fleet.batch import check_prompts, run_local
-    from koala_fleet.results import Results, record_of
+    from koala_fleet.results import Record, Results
 
     read_manifest(bundle)
-    count = check_prompts(prompts, seed)
+    count, digest = check_prompts(prompts, seed)
     make_output_folder(output)
-    digest = file_entry(whole(bundle) / MANIFEST).sha256
-    results = Results(output, record_of(prompts, digest, {"seed": seed}))
+    results = Results(output, Record(digest, file_entry(whole(bundle) / MANIFEST).sha256))
     before = len(results.done)
     try:
         with progress_bar() as update:
