@@ -156,7 +156,7 @@ SWITCH = "ORT_DISABLE_TELEMETRY"
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into the folder where ONNX Runtime keeps its reports there")
 @pytest.mark.parametrize("told", [None, "0"])
 def test_onnx_runtime_reports_to_nobody(told: str | None, small: Path, tmp_path: Path) -> None:
-    """Unless the user says so, which shows that the test can fail; the variables of a CI would switch reports off, too."""
+    """Unless the user says so, which shows that the test can fail; a CI's variables would switch them off, too."""
     environment = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
     environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)} | ({} if told is None else {SWITCH: told})
     script = f"from koala_runtime import Pipeline\nPipeline({str(small)!r}, 'cpu').close()"
