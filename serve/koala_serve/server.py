@@ -14,6 +14,9 @@ from fastapi import FastAPI
 
 from koala_serve.service import Service
 
+_KEEP_ALIVE_SECONDS = 75
+"""As nginx has it. uvicorn's 5 close a connection while a client that was told to wait asks on it again."""
+
 
 class Server(uvicorn.Server):
     """Stops when its work is done: on the first signal it takes nothing more, on the second it ends at once."""
@@ -21,7 +24,11 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, host: str, port: int) -> None:
         self._service: Service = app.state.service
         self._finishing: asyncio.Task[None] | None = None
-        super().__init__(uvicorn.Config(app, host=host, port=port, log_config=None, access_log=False))
+        super().__init__(
+            uvicorn.Config(
+                app, host=host, port=port, log_config=None, access_log=False, timeout_keep_alive=_KEEP_ALIVE_SECONDS
+            )
+        )
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to stop."""
