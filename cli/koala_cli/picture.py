@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import unicodedata
+
 from koala_runtime.recipe import Recipe
 from koala_runtime.samplers import label
 
 
 def recipe_rows(recipe: Recipe) -> dict[str, str]:
-    """Return what a recipe says, by name, in the order in which it is shown."""
+    """Return what a recipe says, by name, in the order in which it is shown.
+
+    Control characters are escaped: a stranger's picture has no commands for the terminal.
+    """
     sampler = label(recipe.scheduler)
-    return {
+    rows = {
         "prompt": "-" if recipe.prompt is None else recipe.prompt,
         "negative prompt": "-" if recipe.negative_prompt is None else recipe.negative_prompt,
         **_rare(recipe),
@@ -23,6 +28,12 @@ def recipe_rows(recipe: Recipe) -> dict[str, str]:
         "bundle": recipe.bundle,
         "drawn on": f"{recipe.target}, koala-trt {recipe.version}",
     }
+    return {name: "".join(map(_shown, text)) for name, text in rows.items()}
+
+
+def _shown(character: str) -> str:
+    is_control = unicodedata.category(character) == "Cc" and character != "\n"
+    return character.encode("unicode_escape").decode() if is_control else character
 
 
 def _rare(recipe: Recipe) -> dict[str, str]:

@@ -57,6 +57,15 @@ def test_a_picture_is_drawn_again_byte_for_byte(bundle: Callable[..., Path], pic
     assert draw_like(bundle(SHAPE), picture, tmp_path / "again.png", "--target", "cpu") == picture.read_bytes()
 
 
+def test_a_recipe_does_not_command_the_terminal(
+    picture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed = with_recipe(picture, tmp_path / "changed.png", prompt="a\x1b]0;koala\x07\x9bm b")
+    assert run_app(["inspect", str(changed)]) == 0
+    shown = capsys.readouterr().out
+    assert "a\\x1b]0;koala\\x07\\x9bm b" in shown and "\x1b" not in shown
+
+
 def test_the_recipe_is_whole(bundle: Callable[..., Path], picture: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with Image.open(picture) as image:
         stored, parameters = json.loads(image.text[KEY]), image.text[A1111_KEY]  # type: ignore[attr-defined]
