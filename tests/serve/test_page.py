@@ -119,7 +119,7 @@ def test_a_picture_by_keyboard_alone_with_previews(watched: Watched, tmp_path: P
         }).observe(picture, { attributes: true }) }"""
     )
     page.keyboard.type(words(WANTED))
-    file = watched.draw()
+    file = watched.draw(seed="0")
     assert page.evaluate("previews.size") == 6
     assert all(judge(pixels(file), WANTED).values())
     path = tmp_path / "drawn.png"
