@@ -10,7 +10,7 @@ RESULTS ?= bench/results/gpu-$(notdir $(MODEL))
 STEPS   ?= 1,4,10,25
 BENCH   ?=
 # TensorRT is installed where there is an NVIDIA driver to build with.
-EXTRAS ?= export,cpu,rtx,bench,serve,ray,sign,dev,docs$(if $(shell command -v nvidia-smi 2>/dev/null),$(comma)tensorrt)
+EXTRAS ?= export,lora,cpu,rtx,bench,serve,ray,sign,dev,docs$(if $(shell command -v nvidia-smi 2>/dev/null),$(comma)tensorrt)
 
 comma := ,
 BIN   := .venv/bin

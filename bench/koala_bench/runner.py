@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from koala_bench.backends.base import REFERENCE, Workload
-from koala_bench.backends.registry import backend_problems, find_backend
+from koala_bench.backends.registry import OWN_EXPORTERS, backend_problems, find_backend
 from koala_bench.cost import picture_flops, roofline_seconds
 from koala_bench.hardware import describe_machine, gpu_bytes_in_use, measure_peak
 from koala_bench.processes import BackendProcesses
@@ -24,8 +24,10 @@ from koala_bench.results import SCHEMA_VERSION, Measurement, Peak, Results
 from koala_bundle.errors import ArgumentError, KoalaError
 from koala_bundle.manifest import Manifest, read_manifest
 from koala_bundle.progress import Report, no_report
+from koala_export.lora import read_loras
 from koala_machine.driver import find_gpu, query_driver, query_uuid
 from koala_verify.pixels import Pixels, psnr
+from koala_verify.reference import check_loras
 
 _ROOM = 0.9  # of the free GPU memory; the rest is for fragments, and for a desktop
 
@@ -37,7 +39,8 @@ class BenchOptions:
     With ``reference``, diffusers draws in float32 once, as the reference for PSNR. ``alone`` loads one backend at a
     time; None does so if the GPU's memory does not hold all of them. ``pythons`` gives other interpreters, by backend.
     ``random_weights``: the source is a preset, whose shape gets random weights. ``device`` is the index or UUID of
-    the GPU, None for the first; the backends see no other.
+    the GPU, None for the first; the backends see no other. ``loras`` are those that the bundle was exported with, each
+    as ``FILE[:SCALE]``.
     """
 
     names: tuple[str, ...] | None = None
@@ -51,6 +54,7 @@ class BenchOptions:
     random_weights: bool = False
     pythons: Mapping[str, str] = field(default_factory=dict)
     device: int | str | None = None
+    loras: tuple[str, ...] = ()
 
 
 def run(
@@ -74,6 +78,7 @@ def run(
             found=f"{manifest.profile.prompt_chunks} chunks",
             fix="export another with one chunk to compare",
         )
+    check_loras(manifest, read_loras(options.loras))
     if options.device is not None:
         find_gpu(options.device)
     device = options.device or 0
@@ -122,12 +127,15 @@ def _workload(bundle: Path, manifest: Manifest, source: str, options: BenchOptio
         steps=sampling.num_inference_steps if options.steps is None else options.steps,
         guidance_scale=sampling.guidance_scale if options.guidance_scale is None else options.guidance_scale,
         scratch=str(scratch),
+        loras=options.loras,
     )
 
 
 def _select(bundle: Path, options: BenchOptions) -> tuple[list[str], dict[str, str]]:
     """Return the backends to measure, and a reason for each one that cannot run here. Refuses unknown names."""
     problems = backend_problems(bundle, options.pythons, options.device or 0)
+    if options.loras:
+        problems |= dict.fromkeys(OWN_EXPORTERS, "it exports the checkpoint itself, without the bundle's LoRA")
     chosen = list(problems) if options.names is None else list(options.names)
     for name in chosen:
         if ":" not in name:

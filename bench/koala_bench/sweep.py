@@ -65,7 +65,9 @@ def _variant(
     from koala_engines.options import BuildOptions
     from koala_export.exporter import export_bundle, options_of
 
-    options = replace(options_of(read_manifest(bundle)), random_weights=bench.random_weights, gate=False)
+    options = replace(
+        options_of(read_manifest(bundle)), random_weights=bench.random_weights, gate=False, loras=bench.loras
+    )
     wanted = replace(options, batch=value) if kind == "batch" else replace(options, height=value, width=value)
     path = scratch / f"{kind}-{value}"
     export_bundle(source, path, wanted, report)

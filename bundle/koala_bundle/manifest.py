@@ -18,7 +18,7 @@ from koala_bundle.spec import ModelSpec, Profile, Sampling
 from koala_bundle.swap import whole
 from koala_bundle.tensors import Component
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 MANIFEST = "manifest.json"
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 TOKENIZER_FILE = "tokenizer.json"
@@ -37,11 +37,28 @@ class ComponentEntry(Component):
 
 
 @dataclass(frozen=True)
+class LoraEntry:
+    """A LoRA that was added to the weights: its file's name and SHA-256, and how strongly it was added."""
+
+    name: str
+    sha256: str
+    scale: float
+
+    def __str__(self) -> str:
+        return f"{self.name}:{self.scale:g}"
+
+
+@dataclass(frozen=True)
 class Origin:
-    """What a bundle was exported from: digest of the checkpoint's files, and the versions of what converted it."""
+    """What a bundle was exported from, and the versions of what converted it.
+
+    ``checkpoint`` is a digest of the checkpoint's files and of learned words; ``loras`` are in the order in which they
+    were added.
+    """
 
     checkpoint: str
     tools: dict[str, str]
+    loras: tuple[LoraEntry, ...] = ()
 
 
 @dataclass(frozen=True)

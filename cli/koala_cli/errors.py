@@ -20,6 +20,7 @@ _COMMAND_NAMES = {
     "num_inference_steps": "steps",
     "compute_capabilities": "compute_capability",
     "component": "layers",
+    "loras": "lora",
     "mask_image": "mask",
 }
 _KINDS = {int: "a whole number", float: "a number"}

@@ -101,6 +101,14 @@ Embeddings: TypeAlias = Annotated[
     list[Path] | None,
     option("Learned words (textual inversion), a safetensors file; repeatable.", "--embedding", metavar="<file>"),
 ]
+Loras: TypeAlias = Annotated[
+    list[str] | None,
+    option(
+        "A LoRA to add to the weights, here or on the hub; repeatable.",
+        "--lora",
+        metavar="<file[:scale]>",
+    ),
+]
 GuidanceRescale: TypeAlias = Annotated[
     bool, option("Compile the rescaling of guidance in, for calls that ask for it.", "--guidance-rescale")
 ]

@@ -2,6 +2,7 @@
 
 - ``source``: a folder, a hub name or a preset becomes a Checkpoint
 - ``checkpoint``: the folder of a checkpoint; ``weights``: which of its files are loaded; ``learned_words``: added ones
+- ``lora``: LoRAs added to the weights; ``lora_file`` reads them, ``lora_names`` has what layers are called there
 - ``libraries``: configurations as diffusers and transformers read them; ``fields``, ``configs``: to a specification
 - ``presets``, ``random_weights``: known shapes without a download
 - ``modules``: the torch modules that are traced; ``euler``: the sampler's step, folded into the denoiser

@@ -19,6 +19,7 @@ from koala_export.configs import CLASSES, CONFIG_FILES, Config, read_classes
 from koala_export.fields import read_json
 from koala_export.learned_words import add_tokens, add_vectors, count_tokens, digest_lines, read_words
 from koala_export.libraries import check_models, model_class, read_configs
+from koala_export.lora import Lora, check_fit, fuse, touched
 from koala_export.presets import Preset
 from koala_export.tokenizer import tokenizer_json
 from koala_export.weights import choose_weights
@@ -31,6 +32,7 @@ class Checkpoint(Protocol):
     """The interface of a source to the exporter."""
 
     configs: dict[str, Config]
+    loras: Sequence[Lora]
     preset: Preset | None
     """The preset whose model card gives the defaults; None for a folder, whose own files give them."""
 
@@ -66,13 +68,19 @@ class FolderCheckpoint:
     """A local folder. ``precision`` decides which variant is preferred where there are several.
 
     ``configs`` are as the libraries read them, ``classes`` the class that model_index.json names for each folder.
-    ``embeddings``: files with learned words, which become part of tokenizers and text encoders.
+    ``embeddings``: files with learned words, which become part of tokenizers and text encoders. ``loras`` are added to
+    the weights that ``load`` returns, and are no part of ``digest``.
     """
 
     def __init__(
-        self, folder: Path, precision: str, preset: Preset | None = None, embeddings: Sequence[Path] = ()
+        self,
+        folder: Path,
+        precision: str,
+        preset: Preset | None = None,
+        embeddings: Sequence[Path] = (),
+        loras: Sequence[Lora] = (),
     ) -> None:
-        self.folder, self.preset = folder.absolute(), preset
+        self.folder, self.preset, self.loras = folder.absolute(), preset, loras
         raw: dict[str, Config] = {name: read_json(folder / file, _PASS_A_FOLDER) for name, file in CONFIG_FILES.items()}
         self.classes = read_classes(raw["model_index"])
         self.configs: dict[str, Config] = read_configs(self.folder, raw)
@@ -99,9 +107,19 @@ class FolderCheckpoint:
     def check(self) -> None:
         """Raise CheckpointError unless every model can be built, before the first is loaded."""
         check_models(self.configs)
+        for lora in self.loras:
+            check_fit(lora, self.configs)
 
     def load(self, model: str, dtype: torch.dtype) -> torch.nn.Module:
-        """Load one model with the libraries' own loader. Raises CheckpointError unless every weight is there."""
+        """Load one model with the libraries' own loader, and add LoRAs.
+
+        Raises CheckpointError unless every weight is there.
+        """
+        if loras := touched(self.loras, model):  # added in float32 and rounded once
+            return fuse(self._load(model, torch.float32), model, loras, self.configs[model], dtype)
+        return self._load(model, dtype)
+
+    def _load(self, model: str, dtype: torch.dtype) -> torch.nn.Module:
         folder = self.folder / model
         try:
             module, report = model_class(model).from_pretrained(

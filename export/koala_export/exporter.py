@@ -56,7 +56,8 @@ _TOOLS = ("koala-trt", "torch", "diffusers", "transformers", "onnx", "onnxscript
 class ExportOptions:
     """Options of an export. None: as the model card or the checkpoint says.
 
-    ``without`` names passes to leave out, ``embeddings`` are files with learned words.
+    ``without`` names passes to leave out, ``embeddings`` are files with learned words, ``loras`` files to add
+    to the weights, each as ``FILE[:SCALE]``.
     """
 
     height: int | None = None
@@ -75,10 +76,11 @@ class ExportOptions:
     guidance_rescale: bool = False
     encoder: bool = False
     embeddings: tuple[Path, ...] = ()
+    loras: tuple[str, ...] = ()
 
 
 def options_of(manifest: Manifest) -> ExportOptions:
-    """Return the options that export a bundle like this one again, but for files with learned words."""
+    """Return the options that export a bundle like this one again, but for files with learned words and LoRAs."""
     profile, sampling = manifest.profile, manifest.sampling
     return ExportOptions(
         height=profile.height,
@@ -106,10 +108,15 @@ def export_bundle(source: str, bundle: Path, options: ExportOptions | None = Non
     """
     options, bundle = options or ExportOptions(), real_path(bundle)
     checkpoint = open_source(
-        source, random_weights=options.random_weights, precision=options.precision, embeddings=options.embeddings
+        source,
+        random_weights=options.random_weights,
+        precision=options.precision,
+        embeddings=options.embeddings,
+        loras=options.loras,
     )
     spec, profile, sampling = _resolve(checkpoint, options)
-    origin = Origin(checkpoint.digest(), {tool: version(tool) for tool in _TOOLS})
+    tools = {tool: version(tool) for tool in _TOOLS}
+    origin = Origin(checkpoint.digest(), tools, tuple(lora.entry for lora in checkpoint.loras))
     gate = "passed" if options.gate else "skipped"
     passes = _choose_passes(options.without)
     manifest = Manifest(SCHEMA_VERSION, origin, gate, spec, profile, sampling, passes, {}, (), (), {})

@@ -57,15 +57,20 @@ def read_configs(root: Path, raw: dict[str, Config]) -> dict[str, Config]:
 def check_models(configs: dict[str, Config]) -> None:
     """Build every model without memory. Raises CheckpointError naming the file of a configuration that builds none."""
     import torch
-    from transformers import CLIPTextConfig
 
     with torch.device("meta"):
         for name in MODELS:
-            values, cls = dict(configs[name]), model_class(name)
-            if name in OF_DIFFUSERS:
-                _ask(name, values, partial(cls, **values), _hints(cls))
-            else:
-                _ask(name, values, partial(cls, CLIPTextConfig(**values)), {})
+            hints = _hints(model_class(name)) if name in OF_DIFFUSERS else {}
+            _ask(name, dict(configs[name]), partial(make_model, name, configs[name]), hints)
+
+
+def make_model(name: str, config: Config) -> Any:
+    """Return one of MODELS with the libraries' own initial weights, on torch's current device."""
+    if name in OF_DIFFUSERS:
+        return model_class(name)(**config)
+    from transformers import CLIPTextConfig
+
+    return model_class(name)(CLIPTextConfig(**config))
 
 
 def _pipeline_class() -> Any:

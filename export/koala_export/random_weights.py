@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from koala_export.checkpoint import prefix_text_encoder
 from koala_export.configs import CONFIG_FILES, MODELS, Config
 from koala_export.libraries import model_class
+from koala_export.lora import Lora
 from koala_export.presets import Preset, configs
 from koala_export.tokenizer import with_static_length
 
@@ -29,6 +31,7 @@ class RandomCheckpoint:
     def __init__(self, preset: Preset) -> None:
         self.configs: dict[str, Config] = dict(configs(preset))
         self.preset: Preset | None = preset
+        self.loras: Sequence[Lora] = ()
 
     def digest(self) -> str:
         """SHA-256 over the shape, the seed and torch's version, which decides the numbers drawn."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from koala_bundle.errors import ArgumentError, CheckpointError
 from koala_export.checkpoint import Checkpoint, FolderCheckpoint
 from koala_export.configs import CONFIG_FILES, MODELS
+from koala_export.lora import read_loras
 from koala_export.presets import PRESETS
 from koala_export.random_weights import RandomCheckpoint
 
@@ -22,20 +23,23 @@ _DOWNLOADED = (
 _NOT_DOWNLOADED = ("*.bin", "*.msgpack", "*.onnx*", "*openvino*", "*.xml", "*.ckpt", "*flax*", "*non_ema*")
 
 
-def open_source(source: str, *, random_weights: bool, precision: str, embeddings: Sequence[Path] = ()) -> Checkpoint:
-    """Return the checkpoint, with the learned words in ``embeddings``.
+def open_source(
+    source: str, *, random_weights: bool, precision: str, embeddings: Sequence[Path] = (), loras: Sequence[str] = ()
+) -> Checkpoint:
+    """Return the checkpoint, with the learned words in ``embeddings`` and ``loras``, each ``FILE[:SCALE]``.
 
     Raises CheckpointError or ArgumentError if ``source`` names none.
     """
     preset = PRESETS.get(source)
     if random_weights:
-        if embeddings:
-            raise ArgumentError(
-                "embeddings",
-                expected="none with random weights",
-                found=str(embeddings[0]),
-                fix="leave it out, or export the checkpoint that it was trained for",
-            )
+        for name, given in (("embeddings", embeddings), ("loras", loras)):
+            if given:
+                raise ArgumentError(
+                    name,
+                    expected="none with random weights",
+                    found=str(given[0]),
+                    fix="leave it out, or export the checkpoint that it was trained for",
+                )
         if preset is None:
             raise ArgumentError(
                 "random_weights",
@@ -46,7 +50,7 @@ def open_source(source: str, *, random_weights: bool, precision: str, embeddings
         return RandomCheckpoint(preset)
     folder = Path(source)
     if folder.is_dir():
-        return FolderCheckpoint(folder, precision, None, embeddings)
+        return FolderCheckpoint(folder, precision, None, embeddings, read_loras(loras))
     if folder.exists():
         raise CheckpointError(
             source, expected="a checkpoint folder", found="a file", fix="pass a folder saved by diffusers"
@@ -61,7 +65,7 @@ def open_source(source: str, *, random_weights: bool, precision: str, embeddings
     hub_name = preset.hub_id if preset is not None else source
     if hub_name is not None and _HUB_NAME.fullmatch(hub_name):
         known = next((known for known in PRESETS.values() if known.hub_id == hub_name), None)
-        return FolderCheckpoint(_download(hub_name, precision), precision, known, embeddings)
+        return FolderCheckpoint(_download(hub_name, precision), precision, known, embeddings, read_loras(loras))
     raise CheckpointError(
         source,
         expected=f"a checkpoint folder, a hub name like etri-vilab/koala-lightning-700m, or a preset "

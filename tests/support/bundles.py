@@ -18,6 +18,7 @@ from functools import cache
 from importlib.metadata import distributions
 from pathlib import Path
 
+import torch
 from filelock import FileLock
 
 import koala_bundle
@@ -31,8 +32,10 @@ from koala_bundle.files import check_files, file_entry, relative
 from koala_bundle.manifest import read_manifest
 from koala_bundle.targets import CPU
 from koala_engines.build import build_engines
+from koala_export.checkpoint import FolderCheckpoint
 from koala_export.exporter import ExportOptions, export_bundle
-from tests.support import checkpoints
+from koala_export.lora_names import MODELS_WITH_LORA
+from tests.support import checkpoints, loras
 from tests.support.koala_tiny import CHECKPOINT
 
 CACHE = Path(__file__).resolve().parents[2] / "build" / "test-cache"
@@ -93,6 +96,22 @@ def learned_words(shape: str) -> tuple[Path, ...]:
     path = open_entry(entry_name(f"{shape}-words", file_digests(Path(checkpoints.__file__))))
     with FileLock(f"{path}.lock"):
         return checkpoints.save_learned_words(path, checkpoints.SHAPES[shape])
+
+
+@cache
+def lora_files(shape: str) -> dict[str, Path]:
+    """Return a LoRA of every kind for ``shape``, by kind (``tests.support.loras``)."""
+    source = checkpoint(shape)
+    path = open_entry(entry_name(f"{shape}-loras", file_digests(Path(loras.__file__), source)))
+    with FileLock(f"{path}.lock"):
+        if not path.exists():
+            opened = FolderCheckpoint(source, "fp32")
+            models = {model: opened.load(model, torch.float32) for model in MODELS_WITH_LORA}
+            unfinished = path.with_suffix(".unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            loras.save_kinds(models, unfinished)
+            unfinished.rename(path)
+    return {file.stem: file for file in sorted(path.iterdir())}
 
 
 def bundle(shape: str, **options: object) -> Path:

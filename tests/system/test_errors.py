@@ -110,6 +110,7 @@ CASES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
         lambda t: (t / "word.pt").write_bytes(b"") and None,
         (*EXPORT, "--embedding", "{tmp}/word.pt"),
     ),
+    "no LoRA": (nothing, (*EXPORT, "--lora", "{tmp}/none.safetensors:0.5")),
     "rescaling of no guidance": (nothing, (*EXPORT, "--no-cfg", "--guidance-rescale")),
     "guidance without cfg": (nothing, (*EXPORT, "--no-cfg", "--guidance-scale", "5")),
     # --- places
@@ -126,7 +127,7 @@ CASES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
     "no bundle": (nothing, ("run", "{tmp}/nowhere", "a cat")),
     "bundle is a file": (nothing, ("run", "{tmp}/checkpoint/model_index.json", "a cat")),
     "no engines": (lambda t: shutil.rmtree(t / "bundle/engines"), RUN),
-    "newer schema": (lambda t: edit_json(t / "bundle/manifest.json", schema_version=8), RUN),
+    "newer schema": (lambda t: edit_json(t / "bundle/manifest.json", schema_version=9), RUN),
     "damaged manifest": (lambda t: (t / "bundle/manifest.json").write_text('{"components":'), RUN),
     "manifest without gate": (lambda t: edit_json(t / "bundle/manifest.json", gate=3), RUN),
     "wrong digest of a plan": (lambda t: flip_byte(t / "bundle/engines/cpu/denoiser.onnx.data"), RUN),

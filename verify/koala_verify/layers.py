@@ -43,15 +43,17 @@ def compare_layers(
     save: Path | None = None,
     report: Report = no_report,
     embeddings: Sequence[Path] = (),
+    loras: Sequence[str] = (),
 ) -> Layers:
     """Compare the tensors inside ``component`` with those of the checkpoint ``source`` in PyTorch, in float32.
 
-    ``embeddings`` are those that the bundle was exported with. ``target`` computes the bundle's ONNX graph; None takes
-    the best that runs here. ``save`` is a new folder for the values of both sides, as Polygraphy's RunResults.
-    Differences are in the result. Raises InputError for wrong arguments, BuildError if the target refuses the graph.
+    ``embeddings`` and ``loras`` are those that the bundle was exported with. ``target`` computes the bundle's ONNX
+    graph; None takes the best that runs here. ``save`` is a new folder for the values of both sides, as Polygraphy's
+    RunResults. Differences are in the result. Raises InputError for wrong arguments, BuildError if the target refuses
+    the graph.
     """
     manifest = read_manifest(bundle)
-    checkpoint = open_checkpoint(source, manifest, embeddings)
+    checkpoint = open_checkpoint(source, manifest, embeddings, loras)
     known = {each.name: each for each in components(manifest.spec, manifest.profile)}
     if component not in known:
         raise ArgumentError("component", expected=" or ".join(known), found=repr(component), fix="pass one of these")

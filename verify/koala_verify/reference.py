@@ -9,20 +9,25 @@ from typing import Any
 import numpy as np
 
 from koala_bundle.errors import ArgumentError, CheckpointError, first_line
-from koala_bundle.manifest import Manifest
+from koala_bundle.manifest import LoraEntry, Manifest
 from koala_export.checkpoint import TOKENIZER_OF, FolderCheckpoint
 from koala_export.learned_words import LearnedWord
+from koala_export.lora import Lora
 from koala_export.source import open_source
+from koala_verify.lora_reference import add_lora
 from koala_verify.pixels import Pixels
 
 VARIANTS: dict[str, tuple[str | None, ...]] = {"fp16": ("fp16", None, "bf16"), "fp32": (None, "fp16", "bf16")}
 """Variants in the order in which a user of diffusers would try them for weights of a precision."""
 
 
-def open_checkpoint(source: str, manifest: Manifest, embeddings: Sequence[Path] = ()) -> FolderCheckpoint:
-    """Return the checkpoint ``source``. Raises ArgumentError unless its digest is the one in the manifest."""
+def open_checkpoint(
+    source: str, manifest: Manifest, embeddings: Sequence[Path] = (), loras: Sequence[str] = ()
+) -> FolderCheckpoint:
+    """Return the checkpoint ``source`` with its LoRAs. Raises ArgumentError unless both are those of the manifest."""
     precision = manifest.profile.precision
-    checkpoint = open_source(source, random_weights=False, precision=precision, embeddings=embeddings)
+    checkpoint = open_source(source, random_weights=False, precision=precision, embeddings=embeddings, loras=loras)
+    check_loras(manifest, checkpoint.loras)
     if not isinstance(checkpoint, FolderCheckpoint) or checkpoint.digest() != manifest.origin.checkpoint:
         raise ArgumentError(
             "source",
@@ -33,8 +38,26 @@ def open_checkpoint(source: str, manifest: Manifest, embeddings: Sequence[Path] 
     return checkpoint
 
 
-def open_diffusers(folder: Path, manifest: Manifest, dtype: Any, words: Sequence[LearnedWord] = ()) -> Any:
-    """Return the pipeline that diffusers makes of ``folder`` and learned words, in ``dtype`` on the CPU.
+def check_loras(manifest: Manifest, loras: Sequence[Lora]) -> None:
+    """Raise ArgumentError unless these are the files and scales that a bundle was made with."""
+    given = tuple(lora.entry for lora in loras)
+    if given != manifest.origin.loras:
+        raise ArgumentError(
+            "loras",
+            expected=f"those that the bundle was made with: {_listed(manifest.origin.loras)}",
+            found=_listed(given),
+            fix="pass the same files with the same scales, in the same order",
+        )
+
+
+def _listed(loras: Sequence[LoraEntry]) -> str:
+    return ", ".join(f"{lora} (SHA-256 {lora.sha256[:8]}...)" for lora in loras) or "none"
+
+
+def open_diffusers(
+    folder: Path, manifest: Manifest, dtype: Any, words: Sequence[LearnedWord] = (), loras: Sequence[Lora] = ()
+) -> Any:
+    """Return the pipeline that diffusers makes of ``folder``, learned words and LoRAs, in ``dtype`` on the CPU.
 
     Classes, configurations, files and tokenizers are found by diffusers itself, nothing by the exporter. Only the
     timestep spacing is the bundle's, which may come from a model card. Raises CheckpointError if diffusers refuses.
@@ -59,6 +82,8 @@ def open_diffusers(folder: Path, manifest: Manifest, dtype: Any, words: Sequence
         for word in words:
             tokenizer, encoder = getattr(pipe, TOKENIZER_OF[word.encoder]), getattr(pipe, word.encoder)
             pipe.load_textual_inversion(word.vectors, token=word.text, tokenizer=tokenizer, text_encoder=encoder)
+        for lora in loras:
+            add_lora(pipe, lora)
         own = pipe.scheduler.config
         spacing = manifest.spec.scheduler.config.get("timestep_spacing", own.get("timestep_spacing"))
         pipe.scheduler = type(pipe.scheduler).from_config(own, timestep_spacing=spacing)
@@ -75,7 +100,7 @@ def draw_reference(checkpoint: FolderCheckpoint, manifest: Manifest, cases: Sequ
     """Draw the picture of each prompt and seed, one at a time, in float32 with the bundle's steps and guidance."""
     import torch
 
-    pipe = open_diffusers(checkpoint.folder, manifest, torch.float32, checkpoint.words)
+    pipe = open_diffusers(checkpoint.folder, manifest, torch.float32, checkpoint.words, checkpoint.loras)
     profile, sampling = manifest.profile, manifest.sampling
     pictures = []
     for prompt, seed in cases:

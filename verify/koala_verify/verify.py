@@ -40,15 +40,17 @@ def verify(
     report: Report = no_report,
     device: int | str | None = None,
     embeddings: Sequence[Path] = (),
+    loras: Sequence[str] = (),
 ) -> Verification:
-    """Compare ``bundle`` with the checkpoint ``source`` that it was exported from, with the same ``embeddings``.
+    """Compare ``bundle`` with the checkpoint ``source`` that it was exported from, with the same ``embeddings``
+    and ``loras``.
 
     ``target`` names the engines; None takes the best that run here. ``device`` is the index or UUID of a GPU. Draws
     ``seeds`` pictures of each prompt, and of one for each learned word. Differences are in the result. Raises
     InputError for wrong arguments.
     """
     manifest = read_manifest(bundle)
-    checkpoint = open_checkpoint(source, manifest, embeddings)
+    checkpoint = open_checkpoint(source, manifest, embeddings, loras)
     if seeds < 1:
         raise ArgumentError("seeds", expected="1 or more", found=str(seeds), fix="pass a number of pictures")
     precision = manifest.profile.precision

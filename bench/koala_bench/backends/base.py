@@ -21,7 +21,8 @@ REFERENCE = "reference"
 class Workload:
     """What every backend draws. Size, batch and precision are those of ``bundle``.
 
-    ``source`` is a checkpoint folder or hub name; ``scratch`` is a folder for files made by ``prepare``.
+    ``source`` is a checkpoint folder or hub name; ``scratch`` is a folder for files made by ``prepare``. ``loras`` are
+    those of the bundle, each as ``FILE[:SCALE]``.
     """
 
     bundle: str
@@ -31,6 +32,7 @@ class Workload:
     steps: int
     guidance_scale: float
     scratch: str
+    loras: tuple[str, ...] = ()
 
 
 class Backend(Protocol):

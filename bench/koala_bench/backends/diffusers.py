@@ -96,9 +96,11 @@ class Diffusers(DiffusersPipeline):
         device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.float16 if device == "cuda" and self.half_on_gpu else torch.float32
         manifest = read_manifest(Path(workload.bundle))
-        checkpoint = open_source(workload.source, random_weights=False, precision=manifest.profile.precision)
+        checkpoint = open_source(
+            workload.source, random_weights=False, precision=manifest.profile.precision, loras=workload.loras
+        )
         assert isinstance(checkpoint, FolderCheckpoint)
-        pipe = open_diffusers(checkpoint.folder, manifest, dtype)
+        pipe = open_diffusers(checkpoint.folder, manifest, dtype, loras=checkpoint.loras)
         pipe.to(device)
         for model in (pipe.unet, pipe.vae):
             model.to(memory_format=torch.channels_last)

@@ -21,8 +21,8 @@ _CLASSES = {
     "openvino-genai": "koala_bench.backends.openvino:OpenVinoGenAI",
     REFERENCE: "koala_bench.backends.diffusers:Reference",
 }
-_OWN_PYTHON = {"optimum-onnx": "optimum", "openvino-genai": "openvino_genai"}
-"""Backends that usually run in a Python environment of their own, with a module that each needs."""
+OWN_EXPORTERS = {"optimum-onnx": "optimum", "openvino-genai": "openvino_genai"}
+"""Backends that export the checkpoint themselves, with a module that each needs, usually in a Python of their own."""
 
 
 def find_backend(name: str) -> Any:
@@ -60,7 +60,7 @@ def backend_problems(
     from koala_bench.backends.koala import PROVIDERS
 
     reasons: dict[str, str | None] = dict.fromkeys(("diffusers", "diffusers-compile"))
-    for name, module in _OWN_PYTHON.items():
+    for name, module in OWN_EXPORTERS.items():
         reasons[name] = None if find_spec(module) else "not installed here; see docs/benchmarks.md"
     present = importlib.import_module("onnxruntime").get_available_providers() if find_spec("onnxruntime") else ()
     for name, provider in PROVIDERS.items():

@@ -10,7 +10,7 @@ from koala_bundle.codec import to_json
 from koala_bundle.errors import ArgumentError
 from koala_cli.extras import quiet_libraries, require_packages
 from koala_cli.files import make_output_folder
-from koala_cli.options import AsJson, Bundle, Device, OriginalSource, option
+from koala_cli.options import AsJson, Bundle, Device, Loras, OriginalSource, option
 from koala_cli.screen import note, reported_lines, say, say_figures, say_json
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def bench(
     random_weights: Annotated[
         bool, option("SOURCE is a preset; the bundle was exported with --random-weights.", "--random-weights")
     ] = False,
+    lora: Loras = None,
     python: Annotated[
         list[str] | None, option("Run a backend with another Python; repeatable.", metavar="<NAME=PATH>")
     ] = None,
@@ -86,6 +87,7 @@ def bench(
         random_weights=random_weights,
         pythons=_pythons(python or ()),
         device=device,
+        loras=tuple(lora or ()),
     )
     results, swept, written = None, [], []
     with reported_lines() as report:

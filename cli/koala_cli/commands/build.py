@@ -18,6 +18,7 @@ from koala_cli.options import (
     Gate,
     GuidanceRescale,
     Height,
+    Loras,
     OptimizationLevel,
     Precision,
     PromptChunks,
@@ -50,6 +51,7 @@ def build(
     guidance_rescale: GuidanceRescale = False,
     encoder: WithEncoder = False,
     embedding: Embeddings = None,
+    lora: Loras = None,
     target: BuildTargets = None,
     compute_capability: ComputeCapabilities = None,
     optimization_level: OptimizationLevel = None,
@@ -80,5 +82,6 @@ def build(
         guidance_rescale=guidance_rescale,
         encoder=encoder,
         embeddings=tuple(embedding or ()),
+        loras=tuple(lora or ()),
     )
     build_for_targets(bundle, target, compute_capability, optimization_level, strict, device=device)

@@ -17,6 +17,7 @@ from koala_cli.options import (
     Gate,
     GuidanceRescale,
     Height,
+    Loras,
     Precision,
     PromptChunks,
     RandomWeights,
@@ -48,6 +49,7 @@ def export(
     guidance_rescale: GuidanceRescale = False,
     encoder: WithEncoder = False,
     embedding: Embeddings = None,
+    lora: Loras = None,
 ) -> None:
     """Export a diffusers checkpoint to a bundle of ONNX components.
 
@@ -73,6 +75,7 @@ def export(
         guidance_rescale=guidance_rescale,
         encoder=encoder,
         embeddings=tuple(embedding or ()),
+        loras=tuple(lora or ()),
     )
 
 

@@ -14,7 +14,7 @@ from koala_bundle.swap import whole
 from koala_cli.commands.verify_layers import compare_by_layer
 from koala_cli.extras import quiet_libraries, require_packages
 from koala_cli.files import check_output_file, write_output
-from koala_cli.options import AsJson, Device, Embeddings, Key, RunTarget, argument, option
+from koala_cli.options import AsJson, Device, Embeddings, Key, Loras, RunTarget, argument, option
 from koala_cli.screen import reported_lines, say, say_json, stdout, table, verdict
 from koala_runtime.signature import check_signed
 
@@ -31,6 +31,7 @@ def verify(
     seeds: Annotated[int, option("Pictures per prompt. Default: 1.")] = 1,
     html: Annotated[Path | None, option("Write a page with the pictures side by side to this file.")] = None,
     embedding: Embeddings = None,
+    lora: Loras = None,
     layers: Annotated[
         str | None, option("Compare the tensors inside this component instead, such as denoiser.", metavar="COMPONENT")
     ] = None,
@@ -47,7 +48,7 @@ def verify(
     """
     if bundle is None:
         options = {"target": target, "device": device, "html": html, "layers": layers, "save": save}
-        others = {"seeds": None if seeds == 1 else seeds, "embedding": embedding or None}
+        others = {"seeds": None if seeds == 1 else seeds, "embedding": embedding or None, "lora": lora or None}
         _refuse({**options, **others}, "SOURCE with it, to compare with")
         _check(Path(source), key, as_json)
         return
@@ -58,7 +59,7 @@ def verify(
             {"seeds": seeds if seeds != 1 else None, "html": html}, "nothing beside --layers, which draws no pictures"
         )
         _refuse({"device": device}, "nothing beside --layers, which takes the first GPU")
-        compare_by_layer(source, bundle, layers, target, save, embedding or (), as_json)
+        compare_by_layer(source, bundle, layers, target, save, embedding or (), lora or (), as_json)
         return
     _refuse({"save": save}, "--layers with it")
     require_packages(("torch", "diffusers", "transformers", "onnx", "skimage", "jinja2"), "bench")
@@ -68,7 +69,7 @@ def verify(
         check_output_file(html, "html")
     quiet_libraries()
     with reported_lines() as report:
-        findings = compare_with_checkpoint(bundle, source, target, seeds, report, device, embedding or ())
+        findings = compare_with_checkpoint(bundle, source, target, seeds, report, device, embedding or (), lora or ())
     if html is not None:
         from koala_verify.page import page
 

@@ -22,6 +22,7 @@ def compare_by_layer(
     target: str | None,
     save: Path | None,
     embeddings: Sequence[Path],
+    loras: Sequence[str],
     as_json: bool,
 ) -> None:
     """Print the first tensor that is out of bounds and the worst ten layers. Raises KoalaError if there is one."""
@@ -30,7 +31,7 @@ def compare_by_layer(
 
     quiet_libraries()
     with reported_lines() as report:
-        findings = compare_layers(bundle, source, component, target, save, report, embeddings)
+        findings = compare_layers(bundle, source, component, target, save, report, embeddings, loras)
     if as_json:
         chosen = {"passed": findings.passed, "first": to_json(findings.first), "worst": to_json(findings.worst())}
         say_json({**to_json(findings), **chosen})
