@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +18,7 @@ from koala_bundle.spec import ModelSpec, Profile, Sampling
 from koala_bundle.swap import whole
 from koala_bundle.tensors import Component
 
-SCHEMA_VERSION = 7
+SCHEMA_VERSION = 8
 MANIFEST = "manifest.json"
 TOKENIZERS = ("tokenizer", "tokenizer_2")
 TOKENIZER_FILE = "tokenizer.json"
@@ -37,11 +37,27 @@ class ComponentEntry(Component):
 
 
 @dataclass(frozen=True)
+class ModelOrigin:
+    """A model that is not the checkpoint's own: the folder or hub name that was given, and the digest of its files.
+
+    Two are equal if their files are, whatever they were called.
+    """
+
+    source: str = field(compare=False)
+    digest: str
+
+
+@dataclass(frozen=True)
 class Origin:
-    """What a bundle was exported from: digest of the checkpoint's files, and the versions of what converted it."""
+    """What a bundle was exported from: digest of the checkpoint's files, and the versions of what converted it.
+
+    ``vae`` takes the place of the checkpoint's VAE, ``preview_decoder`` is what previews are decoded with.
+    """
 
     checkpoint: str
     tools: dict[str, str]
+    vae: ModelOrigin | None = None
+    preview_decoder: ModelOrigin | None = None
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,8 @@ from koala_bundle.spec import (
 from koala_bundle.swap import Staging, prepare_output, real_path
 from koala_bundle.tensors import Component, components
 from koala_export.checkpoint import Checkpoint
-from koala_export.configs import check_scheduler, native_size, read_spec
+from koala_export.configs import PREVIEW_DECODER, check_scheduler, native_size, read_spec
+from koala_export.other_models import check_encoder, open_others, source_of, with_others
 from koala_export.source import open_source
 
 # diffusers' own defaults of StableDiffusionXLPipeline.__call__, for a checkpoint that recommends nothing.
@@ -56,7 +57,8 @@ _TOOLS = ("koala-trt", "torch", "diffusers", "transformers", "onnx", "onnxscript
 class ExportOptions:
     """Options of an export. None: as the model card or the checkpoint says.
 
-    ``without`` names passes to leave out, ``embeddings`` are files with learned words.
+    ``without`` names passes to leave out, ``embeddings`` are files with learned words. ``vae`` is the folder or hub
+    name of a VAE to take instead of the checkpoint's, ``preview_decoder`` of one that decodes previews.
     """
 
     height: int | None = None
@@ -75,6 +77,8 @@ class ExportOptions:
     guidance_rescale: bool = False
     encoder: bool = False
     embeddings: tuple[Path, ...] = ()
+    vae: str | None = None
+    preview_decoder: str | None = None
 
 
 def options_of(manifest: Manifest) -> ExportOptions:
@@ -95,6 +99,8 @@ def options_of(manifest: Manifest) -> ExportOptions:
         clip_skip=profile.clip_skip,
         guidance_rescale=profile.guidance_rescale,
         encoder=profile.encoder,
+        vae=source_of(manifest.origin.vae),
+        preview_decoder=source_of(manifest.origin.preview_decoder),
     )
 
 
@@ -108,8 +114,14 @@ def export_bundle(source: str, bundle: Path, options: ExportOptions | None = Non
     checkpoint = open_source(
         source, random_weights=options.random_weights, precision=options.precision, embeddings=options.embeddings
     )
+    others = open_others({"vae": options.vae, PREVIEW_DECODER: options.preview_decoder}, options.precision)
+    origin = Origin(
+        checkpoint.digest(),
+        {tool: version(tool) for tool in _TOOLS},
+        **{name: m.origin() for name, m in others.items()},
+    )
+    checkpoint = with_others(checkpoint, others)
     spec, profile, sampling = _resolve(checkpoint, options)
-    origin = Origin(checkpoint.digest(), {tool: version(tool) for tool in _TOOLS})
     gate = "passed" if options.gate else "skipped"
     passes = _choose_passes(options.without)
     manifest = Manifest(SCHEMA_VERSION, origin, gate, spec, profile, sampling, passes, {}, (), (), {})
@@ -171,8 +183,10 @@ def _resolve(checkpoint: Checkpoint, options: ExportOptions) -> tuple[ModelSpec,
         options.clip_skip,
         options.guidance_rescale,
         options.encoder,
+        options.preview_decoder is not None,
     )
     check_profile(profile, spec)
+    check_encoder(checkpoint, profile)
     _check_clip_skip(checkpoint, profile.clip_skip)
     return spec, profile, Sampling(steps, guidance if cfg else min(guidance, 1.0))
 

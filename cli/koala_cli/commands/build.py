@@ -19,7 +19,9 @@ from koala_cli.options import (
     GuidanceRescale,
     Height,
     OptimizationLevel,
+    OtherVAE,
     Precision,
+    PreviewDecoder,
     PromptChunks,
     RandomWeights,
     Source,
@@ -50,6 +52,8 @@ def build(
     guidance_rescale: GuidanceRescale = False,
     encoder: WithEncoder = False,
     embedding: Embeddings = None,
+    vae: OtherVAE = None,
+    preview_decoder: PreviewDecoder = None,
     target: BuildTargets = None,
     compute_capability: ComputeCapabilities = None,
     optimization_level: OptimizationLevel = None,
@@ -80,5 +84,7 @@ def build(
         guidance_rescale=guidance_rescale,
         encoder=encoder,
         embeddings=tuple(embedding or ()),
+        vae=vae,
+        preview_decoder=preview_decoder,
     )
     build_for_targets(bundle, target, compute_capability, optimization_level, strict, device=device)

@@ -17,7 +17,9 @@ from koala_cli.options import (
     Gate,
     GuidanceRescale,
     Height,
+    OtherVAE,
     Precision,
+    PreviewDecoder,
     PromptChunks,
     RandomWeights,
     Source,
@@ -48,6 +50,8 @@ def export(
     guidance_rescale: GuidanceRescale = False,
     encoder: WithEncoder = False,
     embedding: Embeddings = None,
+    vae: OtherVAE = None,
+    preview_decoder: PreviewDecoder = None,
 ) -> None:
     """Export a diffusers checkpoint to a bundle of ONNX components.
 
@@ -73,6 +77,8 @@ def export(
         guidance_rescale=guidance_rescale,
         encoder=encoder,
         embeddings=tuple(embedding or ()),
+        vae=vae,
+        preview_decoder=preview_decoder,
     )
 
 
