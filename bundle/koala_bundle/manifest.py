@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -49,16 +49,29 @@ class LoraEntry:
 
 
 @dataclass(frozen=True)
+class ModelOrigin:
+    """A model that is not the checkpoint's own: the folder or hub name that was given, and the digest of its files.
+
+    Two are equal if their files are, whatever they were called.
+    """
+
+    source: str = field(compare=False)
+    digest: str
+
+
+@dataclass(frozen=True)
 class Origin:
     """What a bundle was exported from, and the versions of what converted it.
 
     ``checkpoint`` is a digest of the checkpoint's files and of learned words; ``loras`` are in the order in which they
-    were added.
+    were added. ``vae`` takes the place of the checkpoint's VAE, ``preview_decoder`` is what previews are decoded with.
     """
 
     checkpoint: str
     tools: dict[str, str]
     loras: tuple[LoraEntry, ...] = ()
+    vae: ModelOrigin | None = None
+    preview_decoder: ModelOrigin | None = None
 
 
 @dataclass(frozen=True)

@@ -74,7 +74,7 @@ class Profile:
     ``height`` and ``width`` in pixels; ``cfg``: batched guidance, ``guidance_rescale``: with rescaling;
     ``prompt_chunks``: chunks of text that the U-Net attends to, each as long as the text encoders' sequence;
     ``clip_skip``: layers of the text encoders that prompts leave out, beside the last one; ``encoder``: with the VAE's
-    encoder, and what it takes to draw from a picture.
+    encoder, and what it takes to draw from a picture; ``preview_decoder``: with a decoder for previews alone.
     """
 
     height: int = 1024
@@ -86,6 +86,7 @@ class Profile:
     clip_skip: int = 0
     guidance_rescale: bool = False
     encoder: bool = False
+    preview_decoder: bool = False
 
     @property
     def rows(self) -> int:

@@ -61,7 +61,7 @@ class Component:
 
 
 def components(spec: ModelSpec, profile: Profile) -> tuple[Component, ...]:
-    """Return the components in the order in which a picture runs them.
+    """Return the components in the order in which a picture runs them; a ``preview_decoder`` is run between steps.
 
     ``rows`` is ``batch``, twice that under guidance, in the order [negative..., prompt...].
 
@@ -90,6 +90,7 @@ def components(spec: ModelSpec, profile: Profile) -> tuple[Component, ...]:
     latents = IOTensor("latents", "float32", latent_shape)
     mask = IOTensor("mask", "float32", (batch, 1, *latent_shape[2:]))
     image_shape = (batch, profile.height, profile.width, 3)
+    images = IOTensor("images", "uint8", image_shape)
     encoder = Component(
         "vae_encoder",
         (IOTensor("image", "uint8", image_shape),),
@@ -132,6 +133,7 @@ def components(spec: ModelSpec, profile: Profile) -> tuple[Component, ...]:
         Component(
             "vae_decoder",
             (latents,),
-            (IOTensor("images", "uint8", image_shape),),
+            (images,),
         ),
+        *((Component("preview_decoder", (latents,), (images,)),) if profile.preview_decoder else ()),
     )

@@ -115,6 +115,13 @@ GuidanceRescale: TypeAlias = Annotated[
 WithEncoder: TypeAlias = Annotated[
     bool, option("Compile the VAE's encoder, too: for pictures from pictures.", "--encoder")
 ]
+OtherVAE: TypeAlias = Annotated[
+    str | None, option("Take this VAE instead, a folder or hub name.", "--vae", metavar="<folder>")
+]
+PreviewDecoder: TypeAlias = Annotated[
+    str | None,
+    option("Decode previews with this VAE: taesdxl, say.", "--preview-decoder", metavar="<folder>"),
+]
 
 # koala engines
 BuildTargets: TypeAlias = Annotated[

@@ -23,7 +23,7 @@ def runs(entry: ComponentEntry, steps: int) -> int:
     """Return how often a picture that runs the denoiser ``steps`` times runs a component."""
     if entry.steps:
         return -(-steps // entry.steps)
-    if entry.name == "vae_encoder":  # of a picture from noise
+    if entry.name in ("vae_encoder", "preview_decoder"):  # of a picture from noise, without previews
         return 0
     return steps if any(tensor.per_step for tensor in entry.inputs) else 1
 

@@ -1,5 +1,6 @@
 """Train koala-tiny from nothing: ``python examples/koala-tiny/train.py``.
 
+With ``--preview-decoder`` trains the preview decoder alone, in minutes, from the VAE of the checkpoint that is here.
 Three to four hours on two CPU cores. Stop it when you like (Ctrl-C); the same command resumes. Its state
 and contact sheets are under ``build/koala-tiny``; at the end the checkpoint is written next to this file.
 """
@@ -22,6 +23,7 @@ from koala_tiny.checkpoint import save_checkpoint
 from koala_tiny.data import load_latents
 from koala_tiny.denoiser import train_denoiser
 from koala_tiny.models import SCHEDULER
+from koala_tiny.preview import train_tiny_vae
 from koala_tiny.scenes import random_request, words
 from koala_tiny.tokenizer import merges_of_prompts
 
@@ -35,8 +37,12 @@ def main() -> None:
     parser.add_argument("--state", type=Path, default=Path("build/koala-tiny"), help="where to keep what is not done")
     parser.add_argument("--output", type=Path, default=HERE / "checkpoint", help="where to write the checkpoint")
     parser.add_argument("--share", type=float, default=1.0, help="a share of all steps and pictures, to try it out")
+    parser.add_argument("--preview-decoder", action="store_true", help="train the preview decoder alone")
     arguments = parser.parse_args()
     arguments.state.mkdir(parents=True, exist_ok=True)
+    if arguments.preview_decoder:
+        train_preview_decoder(load_vae(arguments.output), arguments.output.parent, arguments.state, arguments.share)
+        return
     # Euler's sigmas are numpy arrays, which diffusers hands to torch in a way that numpy 2 warns of.
     warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
 
@@ -56,6 +62,21 @@ def main() -> None:
 
     models = train_denoiser(latents, arguments.state, look, arguments.share)
     print(f"wrote {save(models, arguments.output)}")
+    train_preview_decoder(load_vae(arguments.output), arguments.output.parent, arguments.state, arguments.share)
+
+
+def load_vae(checkpoint: Path) -> Any:
+    """Return the VAE of a checkpoint, float32."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL.from_pretrained(checkpoint / "vae", variant="fp16", dtype=torch.float32).eval()
+
+
+def train_preview_decoder(vae: Any, folder: Path, state: Path, share: float) -> None:
+    """Train the preview decoder and write it to ``folder``, float16."""
+    written = folder / "preview-decoder"
+    train_tiny_vae(vae, state, share).half().save_pretrained(written, variant="fp16")
+    print(f"wrote {written}")
 
 
 def contact_sheet(folder: Path, columns: int = 8, rows: int = 4) -> Image.Image:

@@ -22,7 +22,7 @@ from koala_export.libraries import check_models, model_class, read_configs
 from koala_export.lora import Lora, check_fit, fuse, touched
 from koala_export.presets import Preset
 from koala_export.tokenizer import tokenizer_json
-from koala_export.weights import choose_weights
+from koala_export.weights import Weights, choose_weights
 
 TOKENIZER_OF = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 _PASS_A_FOLDER = "pass a folder saved by diffusers' save_pretrained"
@@ -86,7 +86,7 @@ class FolderCheckpoint:
         self.configs: dict[str, Config] = read_configs(self.folder, raw)
         self.weights = choose_weights(self.folder, precision)
         for path in self._weight_files():
-            _check_safetensors(path)
+            check_safetensors(path)
         # 512: transformers' default of CLIPTextConfig.
         widths = {name: int(self.configs[name].get("hidden_size", 512)) for name in ("text_encoder", "text_encoder_2")}
         self.words = read_words(embeddings, widths)
@@ -121,25 +121,11 @@ class FolderCheckpoint:
 
     def _load(self, model: str, dtype: torch.dtype) -> torch.nn.Module:
         folder = self.folder / model
-        try:
-            module, report = model_class(model).from_pretrained(
-                folder,
-                variant=self.weights[model].variant,
-                use_safetensors=True,
-                local_files_only=True,
-                output_loading_info=True,
-                dtype=dtype,
-            )
-        except Exception as error:  # libraries raise many kinds for files that are not right
-            raise _weights_error(folder, f"weights that do not load ({_first_sentence(error)})") from error
-        empty = (name for name, weight in module.state_dict().items() if weight.is_meta)  # of a shard that lacks some
-        wrong = {*report.get("missing_keys", ()), *(key for key, *_ in report.get("mismatched_keys", ())), *empty}
-        if wrong:
-            raise _weights_error(folder, f"{len(wrong)} tensors missing or of another shape, among them {min(wrong)}")
+        module = load_weights(model_class(model, self.classes[model]), folder, self.weights[model], dtype)
         if words := [word for word in self.words if word.encoder == model]:
             add_vectors(module, words, self.configs[model]["vocab_size"])
-        _check_finite(module, folder, dtype)
-        return module.eval()  # type: ignore[no-any-return]
+        check_finite(module, folder, dtype)
+        return module.eval()
 
     def tokenizer(self, name: str) -> bytes:
         """Convert ``vocab.json`` and ``merges.txt`` (or read ``tokenizer.json``)."""
@@ -167,7 +153,28 @@ def _is_text(path: Path) -> bool:
     return path.suffix in (".json", ".txt", ".jinja") and path.is_file()
 
 
-def _check_finite(module: Any, folder: Path, dtype: torch.dtype) -> None:
+def load_weights(cls: Any, folder: Path, weights: Weights, dtype: torch.dtype) -> torch.nn.Module:
+    """Load a model of the class ``cls`` as its library does. Raises CheckpointError unless every weight is there."""
+    try:
+        module, report = cls.from_pretrained(
+            folder,
+            variant=weights.variant,
+            use_safetensors=True,
+            local_files_only=True,
+            output_loading_info=True,
+            dtype=dtype,
+        )
+    except Exception as error:  # libraries raise many kinds for files that are not right
+        raise _weights_error(folder, f"weights that do not load ({_first_sentence(error)})") from error
+    empty = (name for name, weight in module.state_dict().items() if weight.is_meta)  # of a shard that lacks some
+    wrong = {*report.get("missing_keys", ()), *(key for key, *_ in report.get("mismatched_keys", ())), *empty}
+    if wrong:
+        raise _weights_error(folder, f"{len(wrong)} tensors missing or of another shape, among them {min(wrong)}")
+    return module  # type: ignore[no-any-return]
+
+
+def check_finite(module: Any, folder: Path, dtype: torch.dtype) -> None:
+    """Raise CheckpointError naming a tensor that has values which are no numbers in ``dtype``."""
     for name, weight in module.state_dict().items():
         if weight.is_floating_point() and not weight.isfinite().all():
             count = int((~weight.isfinite()).sum())
@@ -180,7 +187,8 @@ def _check_finite(module: Any, folder: Path, dtype: torch.dtype) -> None:
             )
 
 
-def _check_safetensors(path: Path) -> None:
+def check_safetensors(path: Path) -> None:
+    """Raise CheckpointError for a file of safetensors that is cut short or damaged."""
     if path.suffix != ".safetensors":
         return
     try:

@@ -25,6 +25,8 @@ CONFIG_FILES = {
     "scheduler": "scheduler/scheduler_config.json",
     **{name: f"{name}/config.json" for name in MODELS},
 }
+TINY = "AutoencoderTiny"
+"""diffusers' class of TAESD's shape: plain convolutions, no distribution."""
 CLASSES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "scheduler": ("diffusers", tuple(KEYS)),
     "text_encoder": ("transformers", ("CLIPTextModel",)),
@@ -32,7 +34,7 @@ CLASSES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "tokenizer": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
     "tokenizer_2": ("transformers", ("CLIPTokenizer", "CLIPTokenizerFast")),
     "unet": ("diffusers", ("UNet2DConditionModel",)),
-    "vae": ("diffusers", ("AutoencoderKL",)),
+    "vae": ("diffusers", ("AutoencoderKL", TINY)),
 }
 """Library and classes of each folder; of two tokenizers, the second is the older name of the first."""
 OPTIONAL = ("image_encoder", "feature_extractor")
@@ -45,11 +47,15 @@ OTHER_CONDITIONS = (
     "time_cond_proj_dim",
 )
 """Keys of a U-Net that takes more than text and sizes, null in SDXL."""
+PREVIEW_DECODER = "preview_decoder"
+"""A VAE beside the checkpoint's own (``other_models``), and the component that is made of it."""
 _FIX_SHAPE = "use a checkpoint of the SDXL shape, saved by diffusers"
 
 
 def source_file(component: str) -> str:
     """Return the configuration file that a component's graph comes from."""
+    if component == PREVIEW_DECODER:
+        return "config.json of the preview decoder"
     return CONFIG_FILES[{"denoiser": "unet", "vae_decoder": "vae", "vae_encoder": "vae"}.get(component, component)]
 
 
@@ -70,7 +76,7 @@ def read_spec(configs: Mapping[str, Config]) -> ModelSpec:
             _FIX_SHAPE,
         )
     unet = _unet(configs["unet"], first, second)
-    vae = _vae(configs["vae"])
+    vae = read_vae(configs["vae"], classes["vae"])
     why = "the VAE's latent_channels"
     for key in ("in_channels", "out_channels"):
         _fields("unet", configs["unet"]).require(key, vae.latent_channels, 4, why, _FIX_SHAPE)
@@ -96,6 +102,7 @@ def read_classes(index: Config) -> dict[str, str]:
         if not isinstance(value, list | tuple) or [*value] not in [[library, each] for each in classes]:
             sampler = "save the folder with pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)"
             wanted = "one of the schedulers that can be computed" if name == "scheduler" else classes[0]
+            wanted = " or ".join(classes) if name == "vae" else wanted
             wrong = value[-1] if isinstance(value, list | tuple) and len(value) == 2 and value[0] == library else value
             raise fields.error(name, wanted, shown(wrong), sampler if name == "scheduler" else _FIX_SHAPE)
         found[name] = str(value[1])
@@ -181,9 +188,19 @@ def _unet(config: Config, first: TextEncoderSpec, second: TextEncoderSpec) -> UN
     )
 
 
-def _vae(config: Config) -> VAESpec:
-    fields = _fields("vae", config)
+def read_vae(config: Config, class_name: str, file: str = CONFIG_FILES["vae"]) -> VAESpec:
+    """Return the specification of a VAE of one of its CLASSES. Raises CheckpointError naming the key of ``file``."""
+    fields = Fields(file, config)
     fields.require("out_channels", 3, 3, "red, green and blue", _FIX_SHAPE)
+    if class_name == TINY:
+        # diffusers' pipelines take each level but the last for a doubling.
+        fields.require("upsampling_scaling_factor", 2, 2, "pipelines compute sizes with it", _FIX_SHAPE)
+        return VAESpec(
+            latent_channels=fields.integer("latent_channels", 4),
+            scale_factor=2 ** (len(fields.integers("decoder_block_out_channels", (64,) * 4)) - 1),
+            scaling_factor=_not_zero(fields, "scaling_factor", 1.0),
+            force_upcast=False,
+        )
     return VAESpec(
         latent_channels=fields.integer("latent_channels", 4),
         scale_factor=2 ** (len(fields.integers("block_out_channels", (64,))) - 1),

@@ -43,7 +43,8 @@ from koala_bundle.spec import (
 from koala_bundle.swap import Staging, prepare_output, real_path
 from koala_bundle.tensors import Component, components
 from koala_export.checkpoint import Checkpoint
-from koala_export.configs import check_scheduler, native_size, read_spec
+from koala_export.configs import PREVIEW_DECODER, check_scheduler, native_size, read_spec
+from koala_export.other_models import check_encoder, open_others, source_of, with_others
 from koala_export.source import open_source
 
 # diffusers' own defaults of StableDiffusionXLPipeline.__call__, for a checkpoint that recommends nothing.
@@ -57,7 +58,8 @@ class ExportOptions:
     """Options of an export. None: as the model card or the checkpoint says.
 
     ``without`` names passes to leave out, ``embeddings`` are files with learned words, ``loras`` files to add
-    to the weights, each as ``FILE[:SCALE]``.
+    to the weights, each as ``FILE[:SCALE]``. ``vae`` is the folder or hub name of a VAE to take instead of the
+    checkpoint's, ``preview_decoder`` of one that decodes previews.
     """
 
     height: int | None = None
@@ -77,6 +79,8 @@ class ExportOptions:
     encoder: bool = False
     embeddings: tuple[Path, ...] = ()
     loras: tuple[str, ...] = ()
+    vae: str | None = None
+    preview_decoder: str | None = None
 
 
 def options_of(manifest: Manifest) -> ExportOptions:
@@ -97,6 +101,8 @@ def options_of(manifest: Manifest) -> ExportOptions:
         clip_skip=profile.clip_skip,
         guidance_rescale=profile.guidance_rescale,
         encoder=profile.encoder,
+        vae=source_of(manifest.origin.vae),
+        preview_decoder=source_of(manifest.origin.preview_decoder),
     )
 
 
@@ -114,9 +120,15 @@ def export_bundle(source: str, bundle: Path, options: ExportOptions | None = Non
         embeddings=options.embeddings,
         loras=options.loras,
     )
+    others = open_others({"vae": options.vae, PREVIEW_DECODER: options.preview_decoder}, options.precision)
+    origin = Origin(
+        checkpoint.digest(),
+        {tool: version(tool) for tool in _TOOLS},
+        tuple(lora.entry for lora in checkpoint.loras),
+        **{name: m.origin() for name, m in others.items()},
+    )
+    checkpoint = with_others(checkpoint, others)
     spec, profile, sampling = _resolve(checkpoint, options)
-    tools = {tool: version(tool) for tool in _TOOLS}
-    origin = Origin(checkpoint.digest(), tools, tuple(lora.entry for lora in checkpoint.loras))
     gate = "passed" if options.gate else "skipped"
     passes = _choose_passes(options.without)
     manifest = Manifest(SCHEMA_VERSION, origin, gate, spec, profile, sampling, passes, {}, (), (), {})
@@ -178,8 +190,10 @@ def _resolve(checkpoint: Checkpoint, options: ExportOptions) -> tuple[ModelSpec,
         options.clip_skip,
         options.guidance_rescale,
         options.encoder,
+        options.preview_decoder is not None,
     )
     check_profile(profile, spec)
+    check_encoder(checkpoint, profile)
     _check_clip_skip(checkpoint, profile.clip_skip)
     return spec, profile, Sampling(steps, guidance if cfg else min(guidance, 1.0))
 

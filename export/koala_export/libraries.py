@@ -6,6 +6,7 @@ libraries read them, and what they make of them is what the specification is tak
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 import typing
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 
 from koala_bundle.errors import CheckpointError
 from koala_bundle.scheduler_keys import KEYS
-from koala_export.configs import CONFIG_FILES, MODELS, Config, read_classes, read_scheduler
+from koala_export.configs import CLASSES, CONFIG_FILES, MODELS, Config, read_classes, read_scheduler
 from koala_export.fields import SAVE_AGAIN, Fields, misfit, shown
 from koala_export.weights import OF_DIFFUSERS
 
@@ -26,18 +27,14 @@ MOST_LAYERS = 1000
 _LAYERS = (
     *("num_hidden_layers", "layers_per_block"),
     *("transformer_layers_per_block", "reverse_transformer_layers_per_block"),
+    *("num_encoder_blocks", "num_decoder_blocks"),
 )
 
 
-def model_class(name: str) -> Any:
-    """The diffusers or transformers class of one of MODELS (imported on use: each import takes seconds)."""
-    if name in OF_DIFFUSERS:
-        import diffusers
-
-        return diffusers.UNet2DConditionModel if name == "unet" else diffusers.AutoencoderKL
-    import transformers
-
-    return transformers.CLIPTextModel if name == "text_encoder" else transformers.CLIPTextModelWithProjection
+def model_class(name: str, class_name: str | None = None) -> Any:
+    """The class of one of MODELS, the first of its CLASSES for None (imported on use: each import takes seconds)."""
+    library, classes = CLASSES[name]
+    return getattr(importlib.import_module(library), class_name or classes[0])
 
 
 def read_configs(root: Path, raw: dict[str, Config]) -> dict[str, Config]:
@@ -58,19 +55,26 @@ def check_models(configs: dict[str, Config]) -> None:
     """Build every model without memory. Raises CheckpointError naming the file of a configuration that builds none."""
     import torch
 
+    classes = read_classes(configs["model_index"])
     with torch.device("meta"):
         for name in MODELS:
-            hints = _hints(model_class(name)) if name in OF_DIFFUSERS else {}
-            _ask(name, dict(configs[name]), partial(make_model, name, configs[name]), hints)
+            build = partial(make_model, name, configs[name], classes[name])
+            _ask(
+                name,
+                dict(configs[name]),
+                build,
+                _hints(model_class(name, classes[name])) if name in OF_DIFFUSERS else {},
+            )
 
 
-def make_model(name: str, config: Config) -> Any:
+def make_model(name: str, config: Config, class_name: str | None = None) -> Any:
     """Return one of MODELS with the libraries' own initial weights, on torch's current device."""
+    cls = model_class(name, class_name)
     if name in OF_DIFFUSERS:
-        return model_class(name)(**config)
+        return cls(**config)
     from transformers import CLIPTextConfig
 
-    return model_class(name)(CLIPTextConfig(**config))
+    return cls(CLIPTextConfig(**config))
 
 
 def _pipeline_class() -> Any:
@@ -86,7 +90,7 @@ def _classes(index: Config) -> dict[str, Any]:
 
 def _model(root: Path, name: str, raw: dict[str, Config]) -> Config:
     if name in OF_DIFFUSERS:
-        return _of_diffusers(model_class(name), name, raw)
+        return _of_diffusers(model_class(name, read_classes(raw["model_index"])[name]), name, raw)
     from transformers import CLIPTextConfig
 
     found = _ask(name, raw[name], lambda: CLIPTextConfig.from_pretrained(root / name, local_files_only=True), {})
@@ -117,17 +121,25 @@ def _of_diffusers(cls: Any, name: str, raw: dict[str, Config]) -> dict[str, Any]
     return dict(found[0])
 
 
+def read_vae_config(file: Path, class_name: str, raw: Config) -> Config:
+    """Return the configuration of a VAE in a folder of its own, ``raw`` as its class reads it. Raises CheckpointError.
+
+    The model is built without memory, so that a configuration that builds none is refused by key.
+    """
+    import torch
+
+    _refuse_changed_weights(Fields(str(file), raw), raw)
+    cls = model_class("vae", class_name)
+    config = _of_diffusers(cls, str(file), {str(file): raw})
+    with torch.device("meta"):
+        _ask(str(file), config, partial(cls, **config), _hints(cls))
+    return config
+
+
 def _refuse_other_weights(root: Path, name: str, config: Config) -> None:
     """Refuse what makes a library load other weights than those of the folder, or change them."""
     fields = Fields(CONFIG_FILES[name], config)
-    for key in _LAYERS:
-        if any(type(count) is int and count > MOST_LAYERS for count in _flat(config.get(key))):
-            raise fields.error(key, f"at most {MOST_LAYERS} layers", shown(config[key]), SAVE_AGAIN)
-    if config.get("quantization_config") is not None:
-        kind = config["quantization_config"]
-        method = kind.get("quant_method") if isinstance(kind, dict) else kind
-        fix = "save the checkpoint again without quantisation, or pass the original one"
-        raise fields.error("quantization_config", "none: weights are compiled as they were trained", str(method), fix)
+    _refuse_changed_weights(fields, config)
     if name not in OF_DIFFUSERS:
         fields.require("transformers_weights", None, fix=SAVE_AGAIN)
         for key in ("dtype", "torch_dtype"):
@@ -141,6 +153,17 @@ def _refuse_other_weights(root: Path, name: str, config: Config) -> None:
                 found="one",
                 fix="merge it into the weights (PEFT's merge_and_unload) and save the checkpoint, or delete it",
             )
+
+
+def _refuse_changed_weights(fields: Fields, config: Config) -> None:
+    for key in _LAYERS:
+        if any(type(count) is int and count > MOST_LAYERS for count in _flat(config.get(key))):
+            raise fields.error(key, f"at most {MOST_LAYERS} layers", shown(config[key]), SAVE_AGAIN)
+    if config.get("quantization_config") is not None:
+        kind = config["quantization_config"]
+        method = kind.get("quant_method") if isinstance(kind, dict) else kind
+        fix = "save the checkpoint again without quantisation, or pass the original one"
+        raise fields.error("quantization_config", "none: weights are compiled as they were trained", str(method), fix)
 
 
 def _flat(value: object) -> list[object]:
@@ -164,7 +187,7 @@ def _ask(name: str, values: Config, read: Callable[[], T], hints: dict[str, Any]
     try:
         return read()
     except Exception as error:  # libraries raise many kinds for a file that is not right
-        file = CONFIG_FILES[name]
+        file = CONFIG_FILES.get(name, name)
         if wrong := misfit(hints, values):
             key, expected, found = wrong
             raise Fields(file, values).error(key, expected, found) from error

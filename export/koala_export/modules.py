@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from koala_bundle.spec import ModelSpec, Profile
 from koala_export.checkpoint import Checkpoint
+from koala_export.configs import PREVIEW_DECODER, read_vae
 from koala_export.module_passes import MODULE_PASSES
 from koala_export.sampler_step import advance
 
@@ -181,16 +182,18 @@ def build_module(
     """
     dtype = torch.float16 if profile.precision == "fp16" else torch.float32
     name = model_of(component)
-    model: Any = checkpoint.load(name, torch.float32 if name == "vae" and spec.vae.force_upcast else dtype)
-    if name == "vae":  # one half is traced, and module passes change what is there
-        setattr(model, "encoder" if component == "vae_decoder" else "decoder", None)
+    is_vae = name in ("vae", PREVIEW_DECODER)
+    upcast = is_vae and read_vae(checkpoint.configs[name], checkpoint.configs["model_index"][name][1]).force_upcast
+    model: Any = checkpoint.load(name, torch.float32 if upcast else dtype)
+    if is_vae:  # one half is traced, and module passes change what is there
+        setattr(model, "decoder" if component == "vae_encoder" else "encoder", None)
     for each in MODULE_PASSES:
         if each.name in passes and (change := each.run(model, dtype)):
             report(f"{component}: {change}")
     if component == "denoiser":
         return Denoiser(model).eval()
-    if name == "vae":
-        return (VAEDecoder if component == "vae_decoder" else VAEEncoder)(model).eval()
+    if is_vae:
+        return (VAEEncoder if component == "vae_encoder" else VAEDecoder)(model).eval()
     if profile.precision == "fp32":
         # In float32 TensorRT has no fused kernel for CLIP's masked attention; plain matrix products always build.
         model.set_attn_implementation("eager")

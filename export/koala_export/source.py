@@ -63,9 +63,9 @@ def open_source(
             fix="save a folder with it and pass the folder, or export the preset with random weights for a dry run",
         )
     hub_name = preset.hub_id if preset is not None else source
-    if hub_name is not None and _HUB_NAME.fullmatch(hub_name):
+    if hub_name is not None and is_hub_name(hub_name):
         known = next((known for known in PRESETS.values() if known.hub_id == hub_name), None)
-        return FolderCheckpoint(_download(hub_name, precision), precision, known, embeddings, read_loras(loras))
+        return FolderCheckpoint(download(hub_name, precision), precision, known, embeddings, read_loras(loras))
     raise CheckpointError(
         source,
         expected=f"a checkpoint folder, a hub name like etri-vilab/koala-lightning-700m, or a preset "
@@ -75,8 +75,13 @@ def open_source(
     )
 
 
-def _download(hub_name: str, precision: str) -> Path:
-    """Return the local copy of a repository, downloading what is missing of the files that are read."""
+def is_hub_name(source: str) -> bool:
+    """Return whether ``source`` can name a repository: owner/name."""
+    return _HUB_NAME.fullmatch(source) is not None
+
+
+def download(hub_name: str, precision: str, files: Sequence[str] = _DOWNLOADED) -> Path:
+    """Return the local copy of a repository, downloading what is missing of the ``files`` (patterns) that are read."""
     import huggingface_hub
     from huggingface_hub.errors import RepositoryNotFoundError
 
@@ -96,7 +101,7 @@ def _download(hub_name: str, precision: str) -> Path:
     try:
         folder = huggingface_hub.snapshot_download(
             hub_name,
-            allow_patterns=list(_DOWNLOADED),
+            allow_patterns=[*files],
             ignore_patterns=[*_NOT_DOWNLOADED, *(halved if precision == "fp16" else [])],
             local_files_only=offline,
         )

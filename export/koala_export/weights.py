@@ -38,6 +38,19 @@ def choose_weights(root: Path, precision: str) -> dict[str, Weights]:
     raise _no_weights(root, candidates, others)
 
 
+def choose_own_weights(folder: Path, model: str, precision: str) -> Weights:
+    """Return the files of a model in a folder of its own, as ``choose_weights`` does. Raises CheckpointError."""
+    for variant in ("fp16", None, "bf16") if precision == "fp16" else (None, "fp16", "bf16"):
+        if weights := find_weights(folder, model, variant):
+            return weights
+    raise CheckpointError(
+        str(folder),
+        expected=f"{_stem(model)}.safetensors or {_stem(model)}.fp16.safetensors",
+        found="no weights",
+        fix="pass a folder saved by diffusers' save_pretrained",
+    )
+
+
 def find_weights(folder: Path, model: str, variant: str | None) -> Weights | None:
     """Return what from_pretrained loads for one model of a pipeline that is loaded with ``variant``."""
     if variant and not any(_second_part(path).startswith(variant) for path in _files(folder)):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from koala_bundle.engine_record import EngineRecord
 from koala_bundle.errors import DeviceError
 from koala_bundle.manifest import Manifest
-from koala_runtime.program import DENOISER, VAE_DECODER, VAE_ENCODER, make_program
+from koala_runtime.program import DENOISER, PREVIEW_DECODER, VAE_DECODER, VAE_ENCODER, make_program
 from koala_runtime.samplers import default_table
 
 
@@ -65,6 +65,7 @@ def check_free(needed: Budget, free: int | None, *, low_memory: bool) -> None:
 
 
 def _phases(names: list[str]) -> list[list[str]]:
-    """Split into what comes before the steps, the steps, and the decoding; and the encoding of a picture."""
-    alone = (VAE_ENCODER, DENOISER, VAE_DECODER)
-    return [[name for name in names if name not in alone], *([name] for name in alone if name in names)]
+    """Split into what comes before the steps, the steps and previews, the decoding; and the encoding of a picture."""
+    phases = ((VAE_ENCODER,), (DENOISER, PREVIEW_DECODER), (VAE_DECODER,))
+    others = [name for name in names if not any(name in phase for phase in phases)]
+    return [found for phase in (others, *phases) if (found := [name for name in phase if name in names])]

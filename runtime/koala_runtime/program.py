@@ -18,6 +18,7 @@ PROLOGUE, DENOISER, VAE_DECODER = "prologue", "denoiser", "vae_decoder"
 LATENTS, NEXT_LATENTS, IMAGES = "latents", "next_latents", "images"
 HISTORY, NEXT_HISTORY, NOISE, KEPT = "history", "next_history", "noise", "kept"
 VAE_ENCODER, IMAGE = "vae_encoder", "image"
+PREVIEW_DECODER = "preview_decoder"
 TABLES = (NOISE, KEPT)
 """Large tables, a row per step, that only some pictures need: noise of steps, and what is kept of another picture."""
 
@@ -67,7 +68,7 @@ class Program:
 
     ``inputs`` by name, the first ``input_bytes`` of the block; a tensor that changes with the step is a table of a
     padded row per step (``IOTensor.row_items``). ``latents[i]`` are the latents before step i, the last the finished
-    ones.
+    ones. ``preview`` decodes those between steps: the bundle's preview decoder, if it has one.
     """
 
     nbytes: int
@@ -77,6 +78,7 @@ class Program:
     encode: tuple[Call, ...]
     steps: tuple[Call, ...]
     decode: Call
+    preview: Call
     latents: tuple[Placement, ...]
 
     @property
@@ -85,8 +87,8 @@ class Program:
         return (*self.encode, *self.steps, self.decode)
 
     def decode_after(self, step: int) -> Call:
-        """Return the call that turns the latents after ``step`` (0 for the first) into images."""
-        return replace(self.decode, tensors={**self.decode.tensors, LATENTS: self.latents[step + 1]})
+        """Return the call that turns the latents after ``step`` (0 for the first) into a preview's images."""
+        return replace(self.preview, tensors={**self.preview.tensors, LATENTS: self.latents[step + 1]})
 
 
 def make_program(
@@ -156,6 +158,7 @@ def make_program(
         encode=tuple(encode),
         steps=tuple(call(DENOISER, {**row, **each}) for row, each in zip(rows_of, carried, strict=True)),
         decode=call(VAE_DECODER, {LATENTS: latents[-1]}),
+        preview=call(PREVIEW_DECODER if PREVIEW_DECODER in by_name else VAE_DECODER, {LATENTS: latents[-1]}),
         latents=latents,
     )
 
@@ -178,6 +181,7 @@ def make_encoder_program(components: Sequence[Component]) -> Program:
         encode=(call,),
         steps=(),
         decode=call,
+        preview=call,
         latents=(places["image_mean"],),
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from koala_runtime.devices.base import Array, Enqueue, Graph
 from koala_runtime.executor import Executor, on_device
-from koala_runtime.program import LATENTS, Call, Placement, Program
+from koala_runtime.program import DENOISER, LATENTS, PREVIEW_DECODER, Call, Placement, Program
 
 COPY_IN, COPY_OUT = "copy in", "copy out"
 
@@ -83,9 +83,9 @@ class Run:
 
     @on_device
     def decode(self, after: int | None = None) -> None:
-        """Enqueue the decoding of the finished latents, or of those after step ``after``, and wait for the images."""
+        """Enqueue the decoding of the finished latents, or a preview of those after step ``after``, and wait for it."""
         call = self.program.decode if after is None else self.program.decode_after(after)
-        self._enqueue(f"decode {call.tensors[LATENTS].offset}", (call,), last=True)
+        self._enqueue(f"{call.component} {call.tensors[LATENTS].offset}", (call,), last=True)
         self.device.wait()
 
     @on_device
@@ -167,11 +167,17 @@ class Run:
             self.device.wait()
             self._executor.has_run(calls)
 
+    def _phase(self, calls: Sequence[Call]) -> list[str]:
+        """Return the engines that ``calls`` take; a preview decoder comes and goes with the steps that it shows."""
+        wanted, preview = [call.component for call in calls], self.program.preview.component
+        together = [DENOISER, preview] if preview == PREVIEW_DECODER else []
+        return [*wanted, *together] if {*wanted} & {*together} else wanted
+
     def _work(self, calls: Sequence[Call], first: bool, last: bool) -> list[Enqueue]:
         executor, device, images = self._executor, self.device, self.program.images
         work: list[Enqueue] = []
         if executor.low_memory and calls:
-            executor.load_only(call.component for call in calls)
+            executor.load_only(self._phase(calls))
         if first:
             work.append(lambda: device.copy_in(executor.block, executor.inputs[: self.program.input_bytes]))
         work += [executor.bind(call) for call in calls]

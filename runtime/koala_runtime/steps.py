@@ -39,7 +39,10 @@ class Step:
         self._run.write(self._place, read_latents(values, self._place.shape))
 
     def preview(self) -> NDArray[np.uint8]:
-        """Decode the latents now: uint8 [batch, height, width, 3]. Costs one run of the VAE decoder."""
+        """Decode the latents now: uint8 [batch, height, width, 3].
+
+        Costs one run of the bundle's preview decoder, or of the VAE decoder where it has none.
+        """
         self._run.decode(self.index)
         preview: NDArray[np.uint8] = self._run.images.copy()
         return preview

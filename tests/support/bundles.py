@@ -114,6 +114,14 @@ def lora_files(shape: str) -> dict[str, Path]:
     return {file.stem: file for file in sorted(path.iterdir())}
 
 
+@cache
+def tiny_vae(seed: int = 0) -> Path:
+    """Return the folder of an AutoencoderTiny, to be exported as its ``vae`` or ``preview_decoder``."""
+    path = open_entry(entry_name(f"tiny-vae-{seed}", file_digests(Path(checkpoints.__file__))))
+    with FileLock(f"{path}.lock"):
+        return checkpoints.save_tiny_vae(path, seed)
+
+
 def bundle(shape: str, **options: object) -> Path:
     """Return a bundle of ``shape`` with cpu engines; ``options`` are those of ExportOptions, with DEFAULTS.
 
@@ -126,7 +134,8 @@ def bundle(shape: str, **options: object) -> Path:
 @cache
 def _bundle(shape: str, options: Iterable[tuple[str, object]]) -> Path:
     source, chosen = checkpoint(shape), ExportOptions(**dict(options))  # type: ignore[arg-type]
-    path = open_entry(entry_name(f"{shape}-bundle", sources(), file_digests(source), repr(chosen)))
+    others = file_digests(*(Path(each) for each in (chosen.vae, chosen.preview_decoder) if each))
+    path = open_entry(entry_name(f"{shape}-bundle", sources(), file_digests(source), others, repr(chosen)))
     with FileLock(f"{path}.lock"):
         if not is_whole(path):
             shutil.rmtree(path, ignore_errors=True)

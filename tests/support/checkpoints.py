@@ -111,6 +111,26 @@ def save_checkpoint(shape: Shape, folder: Path, *, fp16: bool = False) -> Path:
     )
 
 
+def save_tiny_vae(folder: Path, seed: int = 0, **changes: Any) -> Path:
+    """Write an AutoencoderTiny with random weights of the size that keeps activations alive; others by ``changes``."""
+    import torch
+    from diffusers import AutoencoderTiny
+
+    torch.manual_seed(seed)
+    sizes: dict[str, Any] = {"encoder_block_out_channels": (8,) * 4, "decoder_block_out_channels": (16,) * 4}
+    blocks: dict[str, Any] = {"num_encoder_blocks": (0, 0, 0, 1), "num_decoder_blocks": (2, 1, 1, 0)}
+    vae: Any = AutoencoderTiny(**sizes | blocks | changes)
+    for name, weight in vae.named_parameters():
+        if weight.ndim == 4:
+            torch.nn.init.kaiming_normal_(weight)
+        if name == "decoder.layers.0.bias":
+            torch.nn.init.normal_(weight)
+    torch.nn.init.normal_(vae.decoder.layers[-1].weight, std=0.02)
+    torch.nn.init.constant_(vae.decoder.layers[-1].bias, 0.5)
+    vae.save_pretrained(folder)
+    return folder
+
+
 def save_full_size(preset: str, folder: Path) -> Path:
     """Write a preset with random weights as its repository holds it: fp16 variants, and one plain VAE."""
     from koala_export.presets import PRESETS

@@ -10,9 +10,10 @@ import numpy as np
 
 from koala_bundle.errors import ArgumentError, CheckpointError, first_line
 from koala_bundle.manifest import LoraEntry, Manifest
-from koala_export.checkpoint import TOKENIZER_OF, FolderCheckpoint
+from koala_export.checkpoint import TOKENIZER_OF, Checkpoint, FolderCheckpoint
 from koala_export.learned_words import LearnedWord
 from koala_export.lora import Lora
+from koala_export.other_models import open_recorded, with_others
 from koala_export.source import open_source
 from koala_verify.lora_reference import add_lora
 from koala_verify.pixels import Pixels
@@ -54,6 +55,11 @@ def _listed(loras: Sequence[LoraEntry]) -> str:
     return ", ".join(f"{lora} (SHA-256 {lora.sha256[:8]}...)" for lora in loras) or "none"
 
 
+def open_models(checkpoint: FolderCheckpoint, manifest: Manifest) -> Checkpoint:
+    """Return the checkpoint with the VAE and the preview decoder that the manifest names. Raises ArgumentError."""
+    return with_others(checkpoint, open_recorded(manifest.origin, manifest.profile.precision))
+
+
 def open_diffusers(
     folder: Path, manifest: Manifest, dtype: Any, words: Sequence[LearnedWord] = (), loras: Sequence[Lora] = ()
 ) -> Any:
@@ -64,16 +70,11 @@ def open_diffusers(
     """
     from diffusers import DiffusionPipeline
 
-    refused = []
+    refused, other = [], other_vae(manifest, dtype)
     for variant in VARIANTS[manifest.profile.precision]:
         try:
             pipe: Any = DiffusionPipeline.from_pretrained(
-                folder,
-                variant=variant,
-                dtype=dtype,
-                use_safetensors=True,
-                local_files_only=True,
-                add_watermarker=False,
+                folder, add_watermarker=False, **_how(variant, dtype), **other
             )
         except Exception as error:  # diffusers raises many kinds; another variant may be there
             refused.append(error)
@@ -94,6 +95,20 @@ def open_diffusers(
         found=f"a refusal ({first_line(refused[0]).rstrip('.')})",
         fix="save the checkpoint again with diffusers' save_pretrained",
     ) from refused[0]
+
+
+def _how(variant: str | None, dtype: Any) -> dict[str, Any]:
+    return {"variant": variant, "dtype": dtype, "use_safetensors": True, "local_files_only": True}
+
+
+def other_vae(manifest: Manifest, dtype: Any) -> dict[str, Any]:
+    """Return the VAE that the bundle has instead of the checkpoint's, as diffusers loads it, by its argument."""
+    import diffusers
+
+    if manifest.origin.vae is None:
+        return {}
+    vae = open_recorded(manifest.origin, manifest.profile.precision)["vae"]
+    return {"vae": getattr(diffusers, vae.class_name).from_pretrained(vae.folder, **_how(vae.weights.variant, dtype))}
 
 
 def draw_reference(checkpoint: FolderCheckpoint, manifest: Manifest, cases: Sequence[tuple[str, int]]) -> list[Pixels]:

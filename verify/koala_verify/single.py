@@ -38,7 +38,7 @@ def run_engines(
         program = make_encoder_program(components) if alone else make_program(components, 1, half=half, tables=TABLES)
         run = Run(executor, program)
         try:
-            calls = {call.component: call for call in run.program.calls}
+            calls = {call.component: call for call in (*run.program.calls, run.program.preview)}
             for entry in entries:
                 call = calls[entry.name]
                 for tensor in entry.inputs:

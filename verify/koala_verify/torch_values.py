@@ -22,11 +22,13 @@ from torch.utils._pytree import tree_map
 from koala_bundle.errors import GateError
 from koala_bundle.manifest import Manifest
 from koala_bundle.tensors import Component
-from koala_export.checkpoint import FolderCheckpoint
+from koala_export.checkpoint import Checkpoint, FolderCheckpoint
 from koala_export.gate import Array, accepted, compare, run_torch
 from koala_export.module_passes.rescale import rescale
 from koala_export.modules import build_module, model_of
+from koala_export.other_models import ROLES
 from koala_export.trace import example_inputs
+from koala_verify.reference import open_models
 
 
 @dataclass(frozen=True)
@@ -57,9 +59,9 @@ class TorchValues:
     def __init__(
         self, component: Component, checkpoint: FolderCheckpoint, manifest: Manifest, inputs: Mapping[str, Array]
     ) -> None:
-        program, module = _trace(component, checkpoint, manifest)
+        program, module = _trace(component, open_models(checkpoint, manifest), manifest)
         outputs = run_torch(module, component, inputs)
-        if model_of(component.name) == "vae" and _is_rescaled(manifest):
+        if model_of(component.name) in ROLES and _is_rescaled(manifest, module.vae):
             rescale(module.vae)  # as the program was: it is traced from a VAE of which all weights are scaled
         self._program = program.graph_module
         self._arguments = _arguments(program, module.state_dict(), inputs)
@@ -94,7 +96,7 @@ class TorchValues:
 
 
 def _trace(
-    component: Component, checkpoint: FolderCheckpoint, manifest: Manifest
+    component: Component, checkpoint: Checkpoint, manifest: Manifest
 ) -> tuple[torch.export.ExportedProgram, Any]:
     """Return the program, traced as the bundle was, and the module in float32 with the checkpoint's own weights."""
     spec, profile = manifest.spec, manifest.profile
@@ -107,9 +109,9 @@ def _trace(
     return program, module
 
 
-def _is_rescaled(manifest: Manifest) -> bool:
+def _is_rescaled(manifest: Manifest, vae: Any) -> bool:
     half = manifest.profile.precision == "fp16"
-    return half and manifest.spec.vae.force_upcast and "rescale" in manifest.passes
+    return half and bool(vae.config.get("force_upcast")) and "rescale" in manifest.passes
 
 
 def _operators(
@@ -118,7 +120,7 @@ def _operators(
     """Return the operators with a floating-point result by ONNX name; ``results`` has that of the outputs, by node."""
     specs = program.graph_signature.input_specs
     weights = {str(spec.arg.name): _inside(str(spec.target)) for spec in specs if spec.target}
-    known = checkpoint.weight_names(model)
+    known = set() if model in ROLES else checkpoint.weight_names(model)
     # transformers 4 and 5 differ in a prefix
     prefix = "text_model." if any(f"text_model.{name}" in known - {name} for name in weights.values()) else ""
     operators = {}

@@ -15,13 +15,13 @@ from koala_bundle.errors import ArgumentError
 from koala_bundle.manifest import Manifest, read_manifest
 from koala_bundle.progress import Report, no_report
 from koala_bundle.tensors import Component, components
-from koala_export.checkpoint import FolderCheckpoint
+from koala_export.checkpoint import Checkpoint
 from koala_export.gate import gate_inputs, run_torch
 from koala_export.modules import build_module
 from koala_runtime import Pipeline
 from koala_verify.comparison import OutputComparison, Verification, compare_output, compare_picture
 from koala_verify.perceptual import open_clip_score, open_lpips
-from koala_verify.reference import draw_reference, open_checkpoint
+from koala_verify.reference import draw_reference, open_checkpoint, open_models
 from koala_verify.single import entries_for, run_engines, run_onnx_files
 
 PROMPTS = (
@@ -51,6 +51,7 @@ def verify(
     """
     manifest = read_manifest(bundle)
     checkpoint = open_checkpoint(source, manifest, embeddings, loras)
+    models = open_models(checkpoint, manifest)
     if seeds < 1:
         raise ArgumentError("seeds", expected="1 or more", found=str(seeds), fix="pass a number of pictures")
     precision = manifest.profile.precision
@@ -58,7 +59,7 @@ def verify(
         outputs: list[OutputComparison] = []
         for component in components(manifest.spec, manifest.profile):
             report(f"{component.name}: PyTorch, ONNX and {pipe.target}")
-            outputs += _compare_component(bundle, manifest, component, checkpoint, pipe)
+            outputs += _compare_component(bundle, manifest, component, models, pipe)
         report("pictures: PyTorch")
         prompts = (*PROMPTS, *dict.fromkeys(f"a picture of {word.text}" for word in checkpoint.words))
         cases = [(prompt, seed) for prompt in prompts for seed in range(seeds)]
@@ -86,7 +87,7 @@ def verify(
 
 
 def _compare_component(
-    bundle: Path, manifest: Manifest, component: Component, checkpoint: FolderCheckpoint, pipe: Pipeline
+    bundle: Path, manifest: Manifest, component: Component, checkpoint: Checkpoint, pipe: Pipeline
 ) -> list[OutputComparison]:
     """Compare a traced component with the entries that compute it; passes may have split it."""
     entries = entries_for(manifest, component)

@@ -21,7 +21,12 @@ def save_plain_checkpoint(workload: Workload, folder: Path) -> Path:
         torch_dtype=torch.float32,
         add_watermarker=False,
     )
-    pipe.scheduler = diffusers_scheduler(read_manifest(Path(workload.bundle)))
+    manifest = read_manifest(Path(workload.bundle))
+    if manifest.origin.vae is not None:
+        from koala_verify.reference import other_vae
+
+        pipe.register_modules(**other_vae(manifest, torch.float32))
+    pipe.scheduler = diffusers_scheduler(manifest)
     pipe.save_pretrained(folder)
     return folder
 

@@ -20,7 +20,9 @@ from koala_cli.options import (
     Height,
     Loras,
     OptimizationLevel,
+    OtherVAE,
     Precision,
+    PreviewDecoder,
     PromptChunks,
     RandomWeights,
     Source,
@@ -52,6 +54,8 @@ def build(
     encoder: WithEncoder = False,
     embedding: Embeddings = None,
     lora: Loras = None,
+    vae: OtherVAE = None,
+    preview_decoder: PreviewDecoder = None,
     target: BuildTargets = None,
     compute_capability: ComputeCapabilities = None,
     optimization_level: OptimizationLevel = None,
@@ -83,5 +87,7 @@ def build(
         encoder=encoder,
         embeddings=tuple(embedding or ()),
         loras=tuple(lora or ()),
+        vae=vae,
+        preview_decoder=preview_decoder,
     )
     build_for_targets(bundle, target, compute_capability, optimization_level, strict, device=device)

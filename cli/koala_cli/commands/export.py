@@ -18,7 +18,9 @@ from koala_cli.options import (
     GuidanceRescale,
     Height,
     Loras,
+    OtherVAE,
     Precision,
+    PreviewDecoder,
     PromptChunks,
     RandomWeights,
     Source,
@@ -50,6 +52,8 @@ def export(
     encoder: WithEncoder = False,
     embedding: Embeddings = None,
     lora: Loras = None,
+    vae: OtherVAE = None,
+    preview_decoder: PreviewDecoder = None,
 ) -> None:
     """Export a diffusers checkpoint to a bundle of ONNX components.
 
@@ -76,6 +80,8 @@ def export(
         encoder=encoder,
         embeddings=tuple(embedding or ()),
         loras=tuple(lora or ()),
+        vae=vae,
+        preview_decoder=preview_decoder,
     )
 
 

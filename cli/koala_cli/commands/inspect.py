@@ -8,7 +8,7 @@ from typing import Annotated
 
 from koala_bundle.codec import to_json
 from koala_bundle.engine_record import ENGINES, EngineRecord, engine_folder, engine_variants, read_engine_record
-from koala_bundle.manifest import Manifest, read_manifest
+from koala_bundle.manifest import Manifest, ModelOrigin, read_manifest
 from koala_bundle.schedulers import SchedulerSpec
 from koala_bundle.spec import ModelSpec, Profile
 from koala_bundle.targets import TARGETS, find_target
@@ -103,7 +103,13 @@ def _print_summary(bundle: Path, manifest: Manifest) -> None:
         "other schedulers": _other_schedulers(spec.scheduler),
         "u-net": f"{unet}, cross-attention {spec.unet.cross_attention_dim}",
         "text encoders": f"{spec.text_encoder.hidden_size} and {spec.text_encoder_2.hidden_size} wide",
-        "vae": f"scaling factor {spec.vae.scaling_factor:g}{', asks for fp32' if spec.vae.force_upcast else ''}",
+        "vae": f"scaling factor {spec.vae.scaling_factor:g}{', asks for fp32' if spec.vae.force_upcast else ''}"
+        f"{_given(manifest.origin.vae)}",
+        **(
+            {"preview decoder": _given(previews).removeprefix(", ")}
+            if (previews := manifest.origin.preview_decoder)
+            else {}
+        ),
         "compared with PyTorch": manifest.gate,
         "made with": ", ".join(f"{tool} {number}" for tool, number in sorted(manifest.origin.tools.items())),
     }
@@ -111,6 +117,10 @@ def _print_summary(bundle: Path, manifest: Manifest) -> None:
     for name, value in rows.items():
         shown.add_row(name, value)
     stdout.print(shown)
+
+
+def _given(origin: ModelOrigin | None) -> str:
+    return "" if origin is None else f", from {origin.source} (SHA-256 {origin.digest[:12]})"
 
 
 def _scheduler(spec: SchedulerSpec) -> str:

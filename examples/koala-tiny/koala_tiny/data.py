@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -44,6 +45,11 @@ def load_latents(vae: Any, folder: Path, count: int) -> Latents:
         latents.append(encoded)
         time_ids.append(torch.tensor([case.time_ids() for case in cases], dtype=torch.int16))
     return Latents(torch.cat(latents), torch.cat(time_ids), requests)
+
+
+def pictures_of(seeds: Iterable[int]) -> list[NDArray[np.uint8]]:
+    """Return the training pictures of ``seeds``."""
+    return [_case(seed).picture() for seed in seeds]
 
 
 @dataclass(frozen=True)
