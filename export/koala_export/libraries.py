@@ -58,13 +58,9 @@ def check_models(configs: dict[str, Config]) -> None:
     classes = read_classes(configs["model_index"])
     with torch.device("meta"):
         for name in MODELS:
+            cls = model_class(name, classes[name])
             build = partial(make_model, name, configs[name], classes[name])
-            _ask(
-                name,
-                dict(configs[name]),
-                build,
-                _hints(model_class(name, classes[name])) if name in OF_DIFFUSERS else {},
-            )
+            _ask(name, dict(configs[name]), build, _hints(cls) if name in OF_DIFFUSERS else {})
 
 
 def make_model(name: str, config: Config, class_name: str | None = None) -> Any:

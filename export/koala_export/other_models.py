@@ -121,7 +121,8 @@ class WithOthers:
     """A checkpoint with ``others`` by role: they take the place of its own models, or stand beside them."""
 
     def __init__(self, checkpoint: Checkpoint, others: Mapping[str, OtherModel]) -> None:
-        self._checkpoint, self._others, self.preset = checkpoint, others, checkpoint.preset
+        self._checkpoint, self._others = checkpoint, others
+        self.preset, self.loras = checkpoint.preset, checkpoint.loras
         index: dict[str, Any] = dict(checkpoint.configs["model_index"])
         configs = dict(checkpoint.configs)
         for role, other in others.items():
