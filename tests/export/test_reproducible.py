@@ -195,6 +195,7 @@ def test_cpu_engines_are_built_again_for_a_reason(own: tuple[Path, Path]) -> Non
     assert plan.read_bytes() == first[plan.name]
 
 
+@pytest.mark.full
 def test_rtx_engines_are_built_again_for_another_level(own: tuple[Path, Path]) -> None:
     if problem := obstacles()[RTX]:
         pytest.skip(problem)

@@ -8,14 +8,14 @@ from tests.fuzz.kinds import KINDS
 from tests.fuzz.runs import run_kind
 
 COUNTS = {
-    "manifest": 60,
-    "engine-record": 60,
-    "tokenizer": 40,
-    "onnx": 40,
-    "recipe": 60,
-    "picture": 100,
+    "manifest": 30,
+    "engine-record": 30,
+    "tokenizer": 20,
+    "onnx": 20,
+    "recipe": 30,
+    "picture": 50,
     "links": 20,
-    "bodies": 300,
+    "bodies": 150,
 }
 
 
