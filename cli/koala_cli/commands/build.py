@@ -5,6 +5,7 @@ from __future__ import annotations
 from koala_cli.commands.engines import build_for_targets
 from koala_cli.commands.export import write_components
 from koala_cli.options import (
+    Base,
     Batch,
     BuildTargets,
     Bundle,
@@ -52,6 +53,7 @@ def build(
     encoder: WithEncoder = False,
     embedding: Embeddings = None,
     lora: Loras = None,
+    base: Base = None,
     target: BuildTargets = None,
     compute_capability: ComputeCapabilities = None,
     optimization_level: OptimizationLevel = None,
@@ -66,6 +68,7 @@ def build(
     write_components(
         source,
         bundle,
+        base,
         height=height,
         width=width,
         batch=batch,

@@ -7,6 +7,7 @@ from typing import Any
 
 from koala_cli.extras import quiet_libraries, require_packages
 from koala_cli.options import (
+    Base,
     Batch,
     Bundle,
     Cfg,
@@ -50,6 +51,7 @@ def export(
     encoder: WithEncoder = False,
     embedding: Embeddings = None,
     lora: Loras = None,
+    base: Base = None,
 ) -> None:
     """Export a diffusers checkpoint to a bundle of ONNX components.
 
@@ -59,6 +61,7 @@ def export(
     write_components(
         source,
         bundle,
+        base,
         height=height,
         width=width,
         batch=batch,
@@ -79,7 +82,7 @@ def export(
     )
 
 
-def write_components(source: str, bundle: Path, **options: Any) -> None:
+def write_components(source: str, bundle: Path, base: Path | None, **options: Any) -> None:
     """Export with ``options``, the fields of ExportOptions, and print what was done."""
     require_packages(("torch", "diffusers", "transformers", "onnx", "onnxscript"), "export")
     require_packages(("onnxruntime",), "cpu")
@@ -87,5 +90,5 @@ def write_components(source: str, bundle: Path, **options: Any) -> None:
 
     quiet_libraries()
     with reported_lines() as report:
-        written = export_bundle(source, bundle, ExportOptions(**options), report)
+        written = export_bundle(source, bundle, ExportOptions(**options), report, base)
     say(f"{bundle}: {'exported' if written else 'up to date (same checkpoint, options and versions)'}")
