@@ -30,10 +30,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ComponentEntry(Component):
-    """A component in a bundle, its files (the ONNX graph first, then its external data), and how much work it is."""
+    """A component in a bundle, its files (the ONNX graph first, then its external data), and how much work it is.
+
+    ``key`` is a digest of what the component depends on that was traced, from which passes may have made several.
+    """
 
     files: tuple[str, ...] = ()
     counts: Counts = NOTHING
+    key: str = ""
 
 
 @dataclass(frozen=True)

@@ -109,6 +109,10 @@ Loras: TypeAlias = Annotated[
         metavar="<file[:scale]>",
     ),
 ]
+Base: TypeAlias = Annotated[
+    Path | None,
+    option("A bundle whose files are shared, as hard links, where they are the same.", metavar="<bundle>"),
+]
 GuidanceRescale: TypeAlias = Annotated[
     bool, option("Compile the rescaling of guidance in, for calls that ask for it.", "--guidance-rescale")
 ]

@@ -203,6 +203,8 @@ def _finish(build: _Build, staging: Staging, entry: ComponentEntry) -> tuple[Pla
     if done and done.facts["onnx"] == onnx:
         build.report(f"{build.target}: {entry.name}: built before, kept")
     else:
+        for leftover in staging.folder.glob(f"{entry.name}.*"):  # it may be a link to another bundle's plan
+            leftover.unlink()
         started = time.monotonic()
         paths, trials = _compile(build, entry, staging.folder)
         seconds = f"{time.monotonic() - started:.1f}"

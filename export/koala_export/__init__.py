@@ -9,6 +9,7 @@
 - ``module_passes``: passes over a torch model before the trace; ``passes``: passes over the traced graph
 - ``trace``: a module becomes a graph, and a graph an ONNX file; ``capture`` and ``simplify`` are its two halves
 - ``gate``: compares the ONNX files of a component with PyTorch
+- ``reuse``: components and engines of earlier bundles, taken over where they are the same
 - ``exporter``: all components, the tokenizers and the manifest, written whole or not at all
 
 Knows nothing of compilers or GPUs; ``koala_engines`` reads what is written here.

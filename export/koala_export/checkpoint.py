@@ -6,7 +6,7 @@ Weights are safetensors only: a pickle can run code, so a folder that has nothin
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from koala_bundle.errors import CheckpointError, first_line
 from koala_bundle.files import file_entry, relative
 from koala_export.configs import CLASSES, CONFIG_FILES, Config, read_classes
 from koala_export.fields import read_json
-from koala_export.learned_words import add_tokens, add_vectors, count_tokens, digest_lines, read_words
+from koala_export.learned_words import LearnedWord, add_tokens, add_vectors, count_tokens, digest_lines, read_words
 from koala_export.libraries import check_models, model_class, read_configs
 from koala_export.lora import Lora, check_fit, fuse, touched
 from koala_export.presets import Preset
@@ -38,6 +38,9 @@ class Checkpoint(Protocol):
 
     def digest(self) -> str:
         """SHA-256 over everything that decides what is exported."""
+
+    def model_digest(self, model: str) -> str:
+        """SHA-256 over everything that decides what ``load`` returns for one of MODELS, but for LoRAs."""
 
     def check(self) -> None:
         """Raise CheckpointError unless every model can be built."""
@@ -81,6 +84,7 @@ class FolderCheckpoint:
         loras: Sequence[Lora] = (),
     ) -> None:
         self.folder, self.preset, self.loras = folder.absolute(), preset, loras
+        self._digests: dict[Path, str] = {}  # of files that were read
         raw: dict[str, Config] = {name: read_json(folder / file, _PASS_A_FOLDER) for name, file in CONFIG_FILES.items()}
         self.classes = read_classes(raw["model_index"])
         self.configs: dict[str, Config] = read_configs(self.folder, raw)
@@ -96,11 +100,22 @@ class FolderCheckpoint:
 
     def digest(self) -> str:
         """SHA-256 over the names and digests of every file that is read, and of every other that a library may read."""
-        total = hashlib.sha256()
         beside = (path for name in CLASSES for path in (self.folder / name).glob("*") if _is_text(path))
-        for path in sorted({self.folder / CONFIG_FILES["model_index"], *beside, *self._weight_files()}):
-            total.update(f"{relative(self.folder, path)} {file_entry(path).sha256}\n".encode())
-        for line in digest_lines(self.words):
+        return self._digest({self.folder / CONFIG_FILES["model_index"], *beside, *self._weight_files()}, self.words)
+
+    def model_digest(self, model: str) -> str:
+        """SHA-256 as ``digest``, over the files of one of MODELS and its learned words."""
+        beside = (path for path in (self.folder / model).glob("*") if _is_text(path))
+        words = [word for word in self.words if word.encoder == model]
+        return self._digest({*beside, *self.weights[model].files}, words)
+
+    def _digest(self, files: Iterable[Path], words: Sequence[LearnedWord]) -> str:
+        total = hashlib.sha256()
+        for path in sorted(files):
+            if path not in self._digests:
+                self._digests[path] = file_entry(path).sha256
+            total.update(f"{relative(self.folder, path)} {self._digests[path]}\n".encode())
+        for line in digest_lines(words):
             total.update(f"{line}\n".encode())
         return total.hexdigest()
 

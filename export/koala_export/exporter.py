@@ -16,10 +16,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from koala_bundle.codec import from_json, to_json
-from koala_bundle.counts import Counts
 from koala_bundle.engine_record import ENGINES
 from koala_bundle.errors import ArgumentError, BundleError, KoalaError
-from koala_bundle.files import FileEntry, link, require_space, write_sealed
+from koala_bundle.files import FileEntry, require_space, write_sealed
 from koala_bundle.manifest import (
     MANIFEST,
     SCHEMA_VERSION,
@@ -27,7 +26,6 @@ from koala_bundle.manifest import (
     ComponentEntry,
     Manifest,
     Origin,
-    PassChange,
     read_manifest,
 )
 from koala_bundle.progress import Report, no_report
@@ -40,11 +38,12 @@ from koala_bundle.spec import (
     check_profile,
     check_sampling,
 )
-from koala_bundle.swap import Staging, prepare_output, real_path
+from koala_bundle.swap import Staging, prepare_output, real_path, whole
 from koala_bundle.tensors import Component, components
 from koala_export.checkpoint import Checkpoint
 from koala_export.configs import PREVIEW_DECODER, check_scheduler, native_size, read_spec
 from koala_export.other_models import check_encoder, open_others, source_of, with_others
+from koala_export.reuse import Earlier, Exported, component_key, keep_engines, share_files, take_over
 from koala_export.source import open_source
 
 # diffusers' own defaults of StableDiffusionXLPipeline.__call__, for a checkpoint that recommends nothing.
@@ -106,11 +105,19 @@ def options_of(manifest: Manifest) -> ExportOptions:
     )
 
 
-def export_bundle(source: str, bundle: Path, options: ExportOptions | None = None, report: Report = no_report) -> bool:
+def export_bundle(
+    source: str,
+    bundle: Path,
+    options: ExportOptions | None = None,
+    report: Report = no_report,
+    base: Path | None = None,
+) -> bool:
     """Export ``source`` to the folder ``bundle``. Returns False, and does nothing, if the bundle is up to date.
 
-    ``report`` gets a line of progress at a time. Raises InputError for what the caller can fix, GateError and
-    BuildError if a component does not convert; the bundle is then absent or as it was.
+    Components that are the same in the bundle that is there, or in the bundle ``base``, are links to its files, or
+    copies where there are no links; so are the engines of ``base``, if the bundle has none yet. ``report`` gets a line
+    of progress at a time. Raises InputError for what the caller can fix, GateError and BuildError if a component does
+    not convert; the bundle is then absent or as it was.
     """
     options, bundle = options or ExportOptions(), real_path(bundle)
     checkpoint = open_source(
@@ -132,6 +139,7 @@ def export_bundle(source: str, bundle: Path, options: ExportOptions | None = Non
     gate = "passed" if options.gate else "skipped"
     passes = _choose_passes(options.without)
     manifest = Manifest(SCHEMA_VERSION, origin, gate, spec, profile, sampling, passes, {}, (), (), {})
+    bases = [] if base is None else [Earlier(whole(real_path(base)), read_manifest(base))]
     with prepare_output(bundle, FileLock):
         reasons = _changes(bundle, manifest)
         if not reasons:
@@ -141,8 +149,10 @@ def export_bundle(source: str, bundle: Path, options: ExportOptions | None = Non
         staging = Staging(bundle, key)
         try:
             checkpoint.check()
-            _write(staging, checkpoint, manifest, options.gate, report)
-            _keep_engines(bundle, staging.folder)
+            earlier = [*_earlier(bundle), *bases]
+            _write(staging, checkpoint, manifest, options.gate, report, earlier)
+            homes = [bundle, *(each.bundle for each in bases)]
+            keep_engines(next((home for home in homes if (home / ENGINES).is_dir()), bundle), staging.folder)
         except (KoalaError, OSError):
             staging.discard()
             raise
@@ -239,43 +249,57 @@ def _changes(bundle: Path, wanted: Manifest) -> list[str]:
     for name in ("origin", "gate", "spec", "profile", "sampling", "passes"):
         before, now = getattr(old, name), getattr(wanted, name)
         if before != now and not (name == "gate" and before == "passed"):
-            reasons.append(f"{name} changed")
+            only_loras = name == "origin" and replace(old.origin, loras=wanted.origin.loras) == wanted.origin
+            reasons.append(f"{'LoRA' if only_loras else name} changed")
     sizes = {path: bundle / path for path in old.files}
     if any(not path.is_file() or path.stat().st_size != old.files[name].size for name, path in sizes.items()):
         reasons.append("files are missing or cut short")
     return reasons
 
 
-@dataclass(frozen=True)
-class _Exported:
-    """A component that was traced: its counts as traced, what the passes changed, and what they made of it."""
+def _earlier(bundle: Path) -> list[Earlier]:
+    """Return the bundle that is to be replaced, if there is one that can be read."""
+    try:
+        return [Earlier(bundle, read_manifest(bundle))]
+    except BundleError:
+        return []
 
-    traced: Counts
-    changes: tuple[PassChange, ...]
-    entries: tuple[ComponentEntry, ...]
 
-
-def _write(staging: Staging, checkpoint: Checkpoint, manifest: Manifest, gate: bool, report: Report) -> None:
+def _write(
+    staging: Staging,
+    checkpoint: Checkpoint,
+    manifest: Manifest,
+    gate: bool,
+    report: Report,
+    earlier: Sequence[Earlier],
+) -> None:
     files: dict[str, FileEntry] = {}
-    exported: dict[str, _Exported] = {}
+    exported: dict[str, Exported] = {}
     paths = []  # tokenizers first: they are quick, and often what is wrong
     for name in TOKENIZERS:
         path = staging.folder / name / "tokenizer.json"
         path.parent.mkdir(exist_ok=True)
+        path.unlink(missing_ok=True)  # what a killed export left may be a link to another bundle's
         path.write_bytes(checkpoint.tokenizer(name))
         paths.append(path)
     files |= staging.finish("tokenizers", paths).files
     (staging.folder / "onnx").mkdir(exist_ok=True)
     for component in components(manifest.spec, manifest.profile):
-        done = staging.finished(component.name)
-        if done:
+        key = component_key(component.name, checkpoint, manifest)
+        if staging.finished(component.name):
             report(f"{component.name}: finished before, kept")
+        elif take_over(staging, component.name, key, gate, earlier):
+            report(f"{component.name}: unchanged, kept")
         else:
             made = _export_component(component, staging.folder / "onnx", checkpoint, manifest, gate, report)
+            made = replace(made, entries=tuple(replace(entry, key=key) for entry in made.entries))
             paths = [staging.folder / name for entry in made.entries for name in entry.files]
-            done = staging.finish(component.name, paths, exported=json.dumps(to_json(made)))
-        exported[component.name] = from_json(_Exported, json.loads(done.facts["exported"]))
+            staging.finish(component.name, paths, exported=json.dumps(to_json(made)))
+        done = staging.finished(component.name)
+        assert done is not None
+        exported[component.name] = from_json(Exported, json.loads(done.facts["exported"]))
         files |= done.files
+    share_files(staging.folder, files, earlier)
     manifest = replace(
         manifest,
         traced={name: each.traced for name, each in exported.items()},
@@ -286,18 +310,9 @@ def _write(staging: Staging, checkpoint: Checkpoint, manifest: Manifest, gate: b
     write_sealed(staging.folder / MANIFEST, manifest)
 
 
-def _keep_engines(old: Path, new: Path) -> None:
-    """Link the engines of the bundle that is replaced: those whose graph is the same need not be built again."""
-    for path in sorted((old / ENGINES).rglob("*")):
-        place = path.relative_to(old)
-        if path.is_file() and not any(part.startswith(".") for part in place.parts):
-            (new / place.parent).mkdir(parents=True, exist_ok=True)
-            link(path, new / place)
-
-
 def _export_component(
     component: Component, folder: Path, checkpoint: Checkpoint, manifest: Manifest, gate: bool, report: Report
-) -> _Exported:
+) -> Exported:
     """Trace a component and write what the passes make of it: itself, or several that compute the same in turn."""
     from koala_export.counts import count
     from koala_export.gate import check_component
@@ -323,4 +338,4 @@ def _export_component(
         written = [(entry, folder.parent / entry.files[0]) for entry in entries]
         for output, agreement in check_component(module, component, written, manifest.profile.precision).items():
             report(f"{component.name}: {output} agrees with PyTorch ({agreement})")
-    return _Exported(traced, tuple(changes), tuple(entries))
+    return Exported(traced, tuple(changes), tuple(entries))

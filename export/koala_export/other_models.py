@@ -133,6 +133,10 @@ class WithOthers:
         """That of the checkpoint; others have their own."""
         return self._checkpoint.digest()
 
+    def model_digest(self, model: str) -> str:
+        """Return a digest of what one model is made of."""
+        return self._others[model].origin().digest if model in self._others else self._checkpoint.model_digest(model)
+
     def check(self) -> None:
         """Raise CheckpointError unless every model of the checkpoint can be built."""
         self._checkpoint.check()

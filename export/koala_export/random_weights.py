@@ -38,6 +38,11 @@ class RandomCheckpoint:
         shape = json.dumps([self.configs, SEED, torch.__version__], sort_keys=True)
         return hashlib.sha256(shape.encode()).hexdigest()
 
+    def model_digest(self, model: str) -> str:
+        """SHA-256 as ``digest``, of one of MODELS."""
+        shape = json.dumps([model, self.configs[model], SEED, torch.__version__], sort_keys=True)
+        return hashlib.sha256(shape.encode()).hexdigest()
+
     def check(self) -> None:
         """Presets can be built."""
 

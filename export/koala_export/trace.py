@@ -82,9 +82,12 @@ def _clear_notes(model: ir.Model) -> None:
 def save(model: ir.Model, component: Component, folder: Path) -> list[Path]:
     """Write ``NAME.onnx`` and ``NAME.onnx.data``, check them and return both. Raises BuildError."""
     path = folder / f"{component.name}.onnx"
-    ir.save(model, path, external_data=f"{path.name}.data")
+    data = path.with_name(f"{path.name}.data")
+    for leftover in (path, data):  # of an export that was killed: it may be a link to another bundle's
+        leftover.unlink(missing_ok=True)
+    ir.save(model, path, external_data=data.name)
     _check(path, component)
-    return [path, path.with_name(path.name + ".data")]
+    return [path, data]
 
 
 def _check(path: Path, component: Component) -> None:

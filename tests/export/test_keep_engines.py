@@ -9,7 +9,7 @@ import pytest
 from koala_bundle.engine_record import engine_folder
 from koala_bundle.targets import CPU, RTX
 from koala_engines.build import build_engines
-from koala_export.exporter import _keep_engines
+from koala_export.reuse import keep_engines
 from tests.support.fleet import Compiled, change_component, make_bundle
 
 
@@ -22,7 +22,7 @@ def test_only_what_changed_is_built_again(tmp_path: Path, monkeypatch: pytest.Mo
     (old / "engines" / ".rtx.partial" / "half.plan").write_text("of a build that was killed")
     change_component(new, "denoiser")
     compiled.log.clear()
-    _keep_engines(old, new)
+    keep_engines(old, new)
     for target in (RTX, CPU):
         assert build_engines(new, target)
         assert not build_engines(new, target)
@@ -35,6 +35,6 @@ def test_only_what_changed_is_built_again(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_without_engines_nothing_is_made(tmp_path: Path) -> None:
     old, new = (make_bundle(tmp_path / name) for name in ("old", "new"))
-    _keep_engines(old, new)
-    _keep_engines(tmp_path / "no bundle yet", new)
+    keep_engines(old, new)
+    keep_engines(tmp_path / "no bundle yet", new)
     assert not (new / "engines").exists()

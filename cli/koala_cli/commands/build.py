@@ -5,6 +5,7 @@ from __future__ import annotations
 from koala_cli.commands.engines import build_for_targets
 from koala_cli.commands.export import write_components
 from koala_cli.options import (
+    Base,
     Batch,
     BuildTargets,
     Bundle,
@@ -56,6 +57,7 @@ def build(
     lora: Loras = None,
     vae: OtherVAE = None,
     preview_decoder: PreviewDecoder = None,
+    base: Base = None,
     target: BuildTargets = None,
     compute_capability: ComputeCapabilities = None,
     optimization_level: OptimizationLevel = None,
@@ -70,6 +72,7 @@ def build(
     write_components(
         source,
         bundle,
+        base,
         height=height,
         width=width,
         batch=batch,

@@ -7,6 +7,7 @@ from typing import Any
 
 from koala_cli.extras import quiet_libraries, require_packages
 from koala_cli.options import (
+    Base,
     Batch,
     Bundle,
     Cfg,
@@ -54,6 +55,7 @@ def export(
     lora: Loras = None,
     vae: OtherVAE = None,
     preview_decoder: PreviewDecoder = None,
+    base: Base = None,
 ) -> None:
     """Export a diffusers checkpoint to a bundle of ONNX components.
 
@@ -63,6 +65,7 @@ def export(
     write_components(
         source,
         bundle,
+        base,
         height=height,
         width=width,
         batch=batch,
@@ -85,7 +88,7 @@ def export(
     )
 
 
-def write_components(source: str, bundle: Path, **options: Any) -> None:
+def write_components(source: str, bundle: Path, base: Path | None, **options: Any) -> None:
     """Export with ``options``, the fields of ExportOptions, and print what was done."""
     require_packages(("torch", "diffusers", "transformers", "onnx", "onnxscript"), "export")
     require_packages(("onnxruntime",), "cpu")
@@ -93,5 +96,5 @@ def write_components(source: str, bundle: Path, **options: Any) -> None:
 
     quiet_libraries()
     with reported_lines() as report:
-        written = export_bundle(source, bundle, ExportOptions(**options), report)
+        written = export_bundle(source, bundle, ExportOptions(**options), report, base)
     say(f"{bundle}: {'exported' if written else 'up to date (same checkpoint, options and versions)'}")
