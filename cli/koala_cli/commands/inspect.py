@@ -104,6 +104,7 @@ def _print_summary(bundle: Path, manifest: Manifest) -> None:
         "u-net": f"{unet}, cross-attention {spec.unet.cross_attention_dim}",
         "text encoders": f"{spec.text_encoder.hidden_size} and {spec.text_encoder_2.hidden_size} wide",
         "vae": f"scaling factor {spec.vae.scaling_factor:g}{', asks for fp32' if spec.vae.force_upcast else ''}",
+        **({"LoRA": ", ".join(str(lora) for lora in manifest.origin.loras)} if manifest.origin.loras else {}),
         "compared with PyTorch": manifest.gate,
         "made with": ", ".join(f"{tool} {number}" for tool, number in sorted(manifest.origin.tools.items())),
     }
