@@ -175,6 +175,16 @@ def test_what_was_not_compared_is_compared(source: str, base: Path, tmp_path: Pa
         assert not (tmp_path / "new").exists()
 
 
+def test_a_change_of_lora_is_the_reason(source: str, base: Path) -> None:
+    def stop(line: str) -> None:
+        raise StopError(line, expected="", found="", fix="")
+
+    for scale in ("0.5", "0.6"):
+        lora = f"{lora_files(SHAPE)['text']}:{scale}"
+        with pytest.raises(StopError, match="exporting: LoRA changed"):
+            export_bundle(source, base, ExportOptions(**DEFAULTS | {"gate": False, "loras": (lora,)}), stop)
+
+
 def test_the_base_must_be_a_bundle(source: str, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="expected the manifest of a bundle, found no folder"):
         export_bundle(source, tmp_path / "new", ExportOptions(**DEFAULTS), base=tmp_path / "nothing")

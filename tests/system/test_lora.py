@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+from koala_bench.backends.base import Workload
+from koala_bench.backends.diffusers import Reference
+from koala_bench.runner import BenchOptions, run
 from koala_bundle.errors import ArgumentError
 from koala_bundle.manifest import read_manifest
+from koala_cli.main import run_app
 from koala_runtime import Pipeline
 from koala_verify.verify import verify
 from tests.support.bundles import lora_files
@@ -47,7 +51,7 @@ def reference(checkpoint: Callable[[str], Path]) -> Any:
     return pipeline
 
 
-@pytest.mark.parametrize("precision", BOUNDS)
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("fp16", marks=pytest.mark.full)])
 def test_pictures_are_those_of_diffusers(reference: Any, bundle: Callable[..., Path], precision: str) -> None:
     with Pipeline(with_loras(bundle, precision)) as pipeline, Pipeline(bundle(SHAPE)) as plain:
         for seed, prompt in enumerate(("a photo of a cat", "")):
@@ -70,6 +74,26 @@ def test_verify_knows_them(bundle: Callable[..., Path], checkpoint: Callable[[st
         verify(bundle(SHAPE), source, loras=given())
 
 
+def test_bench_knows_them(
+    reference: Any, bundle: Callable[..., Path], checkpoint: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path, source = with_loras(bundle, "fp32"), str(checkpoint(SHAPE))
+    with pytest.raises(
+        ArgumentError, match=r"loras: expected those that the bundle was made with: kohya.*found none; "
+    ):
+        run(path, source, BenchOptions())
+    workload = Workload(str(path), source, "a cat", 0, 4, 3.5, str(tmp_path), given())
+    generator = torch.Generator().manual_seed(0)
+    wanted = reference("a cat", generator=generator, height=64, width=96, **USUAL).images[0]
+    assert np.abs(Reference(workload).draw()[0] / 255 - wanted).max() <= BOUNDS["fp32"]
+
+
+def test_inspect_shows_them(bundle: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_app(["inspect", str(with_loras(bundle, "fp32"))]) == 0
+    assert "kohya.safetensors:0.7, text.safetensors:-0.4" in capsys.readouterr().out
+
+
+@pytest.mark.full
 def test_verify_would_notice(
     bundle: Callable[..., Path], checkpoint: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,6 +110,7 @@ def _print_summary(bundle: Path, manifest: Manifest) -> None:
             if (previews := manifest.origin.preview_decoder)
             else {}
         ),
+        **({"LoRA": ", ".join(str(lora) for lora in manifest.origin.loras)} if manifest.origin.loras else {}),
         "compared with PyTorch": manifest.gate,
         "made with": ", ".join(f"{tool} {number}" for tool, number in sorted(manifest.origin.tools.items())),
     }
