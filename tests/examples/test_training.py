@@ -77,3 +77,5 @@ def test_the_whole_recipe_runs(tmp_path: Path) -> None:
     subprocess.run(command, check=True, capture_output=True)
     written = {path.relative_to(tmp_path / "checkpoint") for path in (tmp_path / "checkpoint").rglob("*")}
     assert written == {path.relative_to(EXAMPLE / "checkpoint") for path in (EXAMPLE / "checkpoint").rglob("*")}
+    previews = {path.name for path in (tmp_path / "preview-decoder").iterdir()}
+    assert previews == {path.name for path in (EXAMPLE / "preview-decoder").iterdir()}

@@ -105,6 +105,15 @@ CASES: dict[str, tuple[Prepare, tuple[str, ...]]] = {
     "guidance at export": (nothing, (*EXPORT, "--guidance-scale", "nan")),
     "no chunk of a prompt": (nothing, (*EXPORT, "--prompt-chunks", "0")),
     "clip skip of every layer": (nothing, (*EXPORT, "--clip-skip", "9")),
+    "no other VAE": (nothing, (*EXPORT, "--vae", "{tmp}/none")),
+    "VAE of another class": (
+        lambda t: edit_json(t / "checkpoint/vae/config.json", _class_name="AutoencoderDC"),
+        (*EXPORT, "--vae", "{tmp}/checkpoint/vae"),
+    ),
+    "preview decoder for other latents": (
+        lambda t: edit_json(shutil.copytree(t / "checkpoint/vae", t / "vae") / "config.json", latent_channels=16),
+        (*EXPORT, "--preview-decoder", "{tmp}/vae"),
+    ),
     "no learned words": (nothing, (*EXPORT, "--embedding", "{tmp}/none.safetensors")),
     "learned words in a pickle": (
         lambda t: (t / "word.pt").write_bytes(b"") and None,
