@@ -82,8 +82,13 @@ def test_index_names_another_unet(case: Case) -> None:
     case.edit(INDEX, unet=["diffusers", "UNetMotionModel"]).refused("model_index.json: unet", "UNet2DConditionModel")
 
 
-def test_index_names_a_tiny_vae(case: Case) -> None:
-    case.edit(INDEX, vae=["diffusers", "AutoencoderTiny"]).refused("model_index.json: vae", "AutoencoderTiny")
+def test_index_names_another_vae(case: Case) -> None:
+    name = "AsymmetricAutoencoderKL"
+    case.edit(INDEX, vae=["diffusers", name]).refused("model_index.json: vae", "AutoencoderKL or AutoencoderTiny", name)
+
+
+def test_index_names_a_tiny_vae_whose_weights_are_not(case: Case) -> None:
+    case.edit(INDEX, vae=["diffusers", "AutoencoderTiny"]).refused("/vae: expected weights for every parameter")
 
 
 def test_index_names_an_encoder_without_projection(case: Case) -> None:
