@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from fastapi import FastAPI
+from starlette.middleware.body_limit import RequestBodyLimitMiddleware
 
 from koala_bundle import __version__
 from koala_serve.checking import RequestChecker
@@ -50,7 +51,6 @@ def create_app(
         title="koala-trt",
         version=__version__,
         lifespan=lifespan,
-        max_body_size=settings.body,
         docs_url=None,  # the page that shows it would load scripts from elsewhere
         redoc_url=None,
     )
@@ -59,5 +59,6 @@ def create_app(
     for routes in (openai, a1111, jobs, health, page):
         app.include_router(routes.router)
     add_handlers(app)
+    app.add_middleware(RequestBodyLimitMiddleware, max_body_size=settings.body)
     app.add_middleware(Gate, settings=settings)
     return app

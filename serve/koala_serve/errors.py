@@ -44,6 +44,12 @@ class CancelledError(ServeError):
     status = 409
 
 
+class TooLargeError(ServeError):
+    """A request has more bytes than the server reads."""
+
+    status = 413
+
+
 class QueueFullError(ServeError):
     """There is no room in the queue."""
 

@@ -14,7 +14,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from koala_serve.errors import OriginError, ServeError, UnauthorizedError
+from koala_serve.errors import OriginError, ServeError, TooLargeError, UnauthorizedError
 from koala_serve.replies import error_response
 from koala_serve.routes.page import FILES
 from koala_serve.settings import Settings
@@ -62,13 +62,25 @@ class Gate:
             return error_response(error, path)
         key = self._settings.api_key
         if key is None or path in OPEN or _has_key(headers.get("authorization", ""), key):
-            return None
+            return self._too_large(headers, path)
         return error_response(
             UnauthorizedError(
                 "Authorization",
                 expected="the server's API key",
                 found="none, or another",
                 fix="send `Authorization: Bearer KEY`",
+            ),
+            path,
+        )
+
+    def _too_large(self, headers: Headers, path: str) -> Response | None:
+        """Refuse what says that it is too large: Starlette, which stops the rest, would answer in plain text."""
+        length = headers.get("content-length", "")
+        if not length.isdecimal() or int(length[:20]) <= self._settings.body:
+            return None
+        return error_response(
+            TooLargeError(
+                "the request", expected=f"{self._settings.body:,} bytes at most", found="more", fix="send less"
             ),
             path,
         )

@@ -179,7 +179,9 @@ def test_every_mistake_is_told_in_words(served: Served, client: openai.OpenAI) -
     with closing(connection):
         headers = {"Content-Type": "application/json", "Content-Length": str(33 * 2**20)}
         connection.request("POST", "/v1/images/generations", headers=headers | {"Authorization": f"Bearer {KEY}"})
-        assert connection.getresponse().status == 413  # before anything was sent
+        answer = connection.getresponse()
+        assert answer.status == 413  # before anything was sent
+        assert "bytes at most, found more" in json.loads(answer.read())["error"]["message"]
 
 
 def test_strangers_and_other_sites_are_refused(served: Served) -> None:
