@@ -63,7 +63,8 @@ def _variant(
     """Export a copy of ``bundle`` with another batch or size, build engines for the same targets, return its path."""
     from koala_engines.build import build_engines
     from koala_engines.options import BuildOptions
-    from koala_export.exporter import export_bundle, options_of
+    from koala_export.exporter import export_bundle
+    from koala_export.options import options_of
 
     options = replace(
         options_of(read_manifest(bundle)), random_weights=bench.random_weights, gate=False, loras=bench.loras

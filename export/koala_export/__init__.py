@@ -10,6 +10,8 @@
 - ``trace``: a module becomes a graph, and a graph an ONNX file; ``capture`` and ``simplify`` are its two halves
 - ``gate``: compares the ONNX files of a component with PyTorch
 - ``reuse``: components and engines of earlier bundles, taken over where they are the same
+- ``options``: what an export is asked for, and what that comes to for a checkpoint
+- ``other_models``: VAEs that are not the checkpoint's own
 - ``exporter``: all components, the tokenizers and the manifest, written whole or not at all
 
 Knows nothing of compilers or GPUs; ``koala_engines`` reads what is written here.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +47,9 @@ class OtherModel:
         """What it decodes. Raises CheckpointError naming the file and key."""
         return read_vae(self.config, self.class_name, str(self.folder / _CONFIG))
 
+    @cached_property
     def origin(self) -> ModelOrigin:
-        """Return what a manifest says of it; the digest is over the names and digests of the files that are read."""
+        """What a manifest says of it; the digest is over the names and digests of the files that are read."""
         total = hashlib.sha256()
         for path in sorted({self.folder / _CONFIG, *self.weights.files}):
             total.update(f"{path.name} {file_entry(path).sha256}\n".encode())
@@ -78,7 +80,7 @@ def open_recorded(origin: Origin, precision: str) -> dict[str, OtherModel]:
     origins: dict[str, ModelOrigin] = {role: each for role in ROLES if (each := getattr(origin, role)) is not None}
     others = open_others({role: each.source for role, each in origins.items()}, precision)
     for role, model in others.items():
-        if model.origin() != origins[role]:
+        if model.origin != origins[role]:
             raise ArgumentError(
                 role,
                 expected=f"in {model.source} the files that the bundle was made from",
@@ -135,7 +137,7 @@ class WithOthers:
 
     def model_digest(self, model: str) -> str:
         """Return a digest of what one model is made of."""
-        return self._others[model].origin().digest if model in self._others else self._checkpoint.model_digest(model)
+        return self._others[model].origin.digest if model in self._others else self._checkpoint.model_digest(model)
 
     def check(self) -> None:
         """Raise CheckpointError unless every model of the checkpoint can be built."""

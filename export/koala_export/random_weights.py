@@ -17,7 +17,7 @@ import torch
 
 from koala_export.checkpoint import prefix_text_encoder
 from koala_export.configs import CONFIG_FILES, MODELS, Config
-from koala_export.libraries import model_class
+from koala_export.libraries import make_model
 from koala_export.lora import Lora
 from koala_export.presets import Preset, configs
 from koala_export.tokenizer import with_static_length
@@ -53,12 +53,7 @@ class RandomCheckpoint:
             torch.manual_seed(SEED + zlib.crc32(model.encode()))
             torch.set_default_dtype(dtype)
             try:
-                if model in ("unet", "vae"):
-                    module = model_class(model).from_config(self.configs[model])
-                else:
-                    from transformers import CLIPTextConfig
-
-                    module = model_class(model)(CLIPTextConfig(**self.configs[model]))
+                module = make_model(model, self.configs[model])
             finally:
                 torch.set_default_dtype(before)
         return module.to(dtype).eval()  # type: ignore[no-any-return]

@@ -28,7 +28,7 @@ class Weights:
 
 def choose_weights(root: Path, precision: str) -> dict[str, Weights]:
     """Return the files of every model in the variant that fits ``precision`` best. Raises CheckpointError."""
-    preferred: tuple[str | None, ...] = ("fp16", None, "bf16") if precision == "fp16" else (None, "fp16", "bf16")
+    preferred = _preferred(precision)
     others = sorted({name for model in MODELS for name in _variants(root / model, model)} - {*preferred})
     candidates = [*preferred, *(others if len(others) == 1 else ())]
     for variant in candidates:
@@ -40,7 +40,7 @@ def choose_weights(root: Path, precision: str) -> dict[str, Weights]:
 
 def choose_own_weights(folder: Path, model: str, precision: str) -> Weights:
     """Return the files of a model in a folder of its own, as ``choose_weights`` does. Raises CheckpointError."""
-    for variant in ("fp16", None, "bf16") if precision == "fp16" else (None, "fp16", "bf16"):
+    for variant in _preferred(precision):
         if weights := find_weights(folder, model, variant):
             return weights
     raise CheckpointError(
@@ -49,6 +49,11 @@ def choose_own_weights(folder: Path, model: str, precision: str) -> Weights:
         found="no weights",
         fix="pass a folder saved by diffusers' save_pretrained",
     )
+
+
+def _preferred(precision: str) -> tuple[str | None, ...]:
+    """Return the variants, the one that fits ``precision`` best first."""
+    return ("fp16", None, "bf16") if precision == "fp16" else (None, "fp16", "bf16")
 
 
 def find_weights(folder: Path, model: str, variant: str | None) -> Weights | None:

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 from koala_serve.service import Service
 
 _KEEP_ALIVE_SECONDS = 75
-"""As nginx has it. uvicorn's 5 close a connection while a client that was told to wait asks on it again."""
+"""nginx's default. After uvicorn's 5 s a connection may close just as a client, told to retry later, uses it again."""
 
 
 class Server(uvicorn.Server):

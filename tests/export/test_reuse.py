@@ -18,7 +18,8 @@ from koala_bundle.manifest import MANIFEST, read_manifest
 from koala_bundle.swap import Staging
 from koala_bundle.targets import CPU, RTX
 from koala_engines.build import build_engines
-from koala_export.exporter import ExportOptions, export_bundle
+from koala_export.exporter import export_bundle
+from koala_export.options import ExportOptions
 from koala_export.reuse import keep_engines
 from tests.support.bundles import DEFAULTS, lora_files
 from tests.support.fleet import Compiled, change_component, make_bundle

@@ -92,7 +92,7 @@ async def attack(
     while_it_lasts: Callable[[Served, float], None] = lambda served, elapsed: None,
     outcome: Outcome | None = None,
 ) -> Outcome:
-    """Let clients ask for pictures, wait as long as they are told when there is no room, and check what comes.
+    """Have clients request pictures, retry after the time that a 429 names, and check every answer.
 
     What came is added to ``outcome``.
     """

@@ -33,8 +33,9 @@ from koala_bundle.manifest import read_manifest
 from koala_bundle.targets import CPU
 from koala_engines.build import build_engines
 from koala_export.checkpoint import FolderCheckpoint
-from koala_export.exporter import ExportOptions, export_bundle
+from koala_export.exporter import export_bundle
 from koala_export.lora_names import MODELS_WITH_LORA
+from koala_export.options import ExportOptions
 from tests.support import checkpoints, loras
 from tests.support.koala_tiny import CHECKPOINT
 

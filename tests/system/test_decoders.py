@@ -19,8 +19,9 @@ from PIL import Image
 from koala_bundle.errors import ArgumentError
 from koala_bundle.manifest import ModelOrigin, read_manifest
 from koala_cli.main import run_app
-from koala_export.exporter import export_bundle, options_of
+from koala_export.exporter import export_bundle
 from koala_export.gate import run_onnx
+from koala_export.options import options_of
 from koala_runtime import Pipeline
 from koala_runtime.budget import Budget
 from koala_serve.drawing import Drawer

@@ -92,7 +92,8 @@ def write_components(source: str, bundle: Path, base: Path | None, **options: An
     """Export with ``options``, the fields of ExportOptions, and print what was done."""
     require_packages(("torch", "diffusers", "transformers", "onnx", "onnxscript"), "export")
     require_packages(("onnxruntime",), "cpu")
-    from koala_export.exporter import ExportOptions, export_bundle
+    from koala_export.exporter import export_bundle
+    from koala_export.options import ExportOptions
 
     quiet_libraries()
     with reported_lines() as report:

@@ -93,6 +93,7 @@ def _records(bundle: Path) -> dict[str, EngineRecord]:
 
 def _print_summary(bundle: Path, manifest: Manifest) -> None:
     spec, profile, sampling = manifest.spec, manifest.profile, manifest.sampling
+    vae, previews = manifest.origin.vae, manifest.origin.preview_decoder
     unet = f"channels {list(spec.unet.block_out_channels)}, {'with' if spec.unet.mid_block else 'no'} mid block"
     guidance = f"guidance {sampling.guidance_scale:g}" if profile.cfg else "no guidance compiled in"
     rows = {
@@ -104,12 +105,8 @@ def _print_summary(bundle: Path, manifest: Manifest) -> None:
         "u-net": f"{unet}, cross-attention {spec.unet.cross_attention_dim}",
         "text encoders": f"{spec.text_encoder.hidden_size} and {spec.text_encoder_2.hidden_size} wide",
         "vae": f"scaling factor {spec.vae.scaling_factor:g}{', asks for fp32' if spec.vae.force_upcast else ''}"
-        f"{_given(manifest.origin.vae)}",
-        **(
-            {"preview decoder": _given(previews).removeprefix(", ")}
-            if (previews := manifest.origin.preview_decoder)
-            else {}
-        ),
+        f"{f', from {_given(vae)}' if vae else ''}",
+        **({"preview decoder": f"from {_given(previews)}"} if previews else {}),
         **({"LoRA": ", ".join(str(lora) for lora in manifest.origin.loras)} if manifest.origin.loras else {}),
         "compared with PyTorch": manifest.gate,
         "made with": ", ".join(f"{tool} {number}" for tool, number in sorted(manifest.origin.tools.items())),
@@ -120,8 +117,8 @@ def _print_summary(bundle: Path, manifest: Manifest) -> None:
     stdout.print(shown)
 
 
-def _given(origin: ModelOrigin | None) -> str:
-    return "" if origin is None else f", from {origin.source} (SHA-256 {origin.digest[:12]})"
+def _given(origin: ModelOrigin) -> str:
+    return f"{origin.source} (SHA-256 {origin.digest[:12]})"
 
 
 def _scheduler(spec: SchedulerSpec) -> str:

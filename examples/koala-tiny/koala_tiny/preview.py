@@ -22,7 +22,7 @@ PICTURES = 2048
 BATCH = 8
 FIRST = 10**7  # of the seeds: pictures that no other stage learns from
 WIDTH = 16
-LARGEST_NOISE = 1.0  # standard deviation, that of the latents; under more of it a picture cannot be told
+LARGEST_NOISE = 1.0  # standard deviation, as large as that of the latents; more hides the picture
 
 
 def make_tiny_vae() -> Any:

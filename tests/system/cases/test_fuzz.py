@@ -143,7 +143,8 @@ def test_exports_of_changed_checkpoints(fuzzed: Fuzzed, tmp_path: Path) -> None:
 
     from koala_bundle.targets import CPU
     from koala_engines.build import build_engines
-    from koala_export.exporter import ExportOptions, export_bundle
+    from koala_export.exporter import export_bundle
+    from koala_export.options import ExportOptions
     from koala_runtime import Pipeline
 
     options = ExportOptions(height=64, width=64, precision="fp32", cfg=True, num_inference_steps=2, guidance_scale=3.0)
