@@ -41,9 +41,9 @@ def connect(address: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     for library in ("ray", "ray.data", "ray.serve"):  # their progress and advice, which would break up ours
         logging.getLogger(library).setLevel(logging.ERROR)
-    where = None if address == "local" else address
-    dashboard = False if where is None else None
-    ray.init(where, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
+    # Without an address, Ray joins a cluster of this machine if it finds one, and would go with it.
+    dashboard = False if address == "local" else None
+    ray.init(address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
 
 
 def on_nodes(nodes: Sequence[str]) -> dict[str, str]:

@@ -116,3 +116,9 @@ except KoalaError as error:
     assert Path(place).parent.name == "bundles"
     assert fitting == "2" and "SHA-256" in damaged and "node " in damaged
     assert "found none that is large enough" in small
+
+
+def test_a_local_cluster_is_one_of_its_own(cluster: str) -> None:
+    script = "from koala_fleet.nodes import connect; import ray; connect('local'); print(len(ray.nodes()))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == "1"
